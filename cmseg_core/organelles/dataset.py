@@ -1,0 +1,225 @@
+"""Labelled cells, the cubes made of them, and batches of sections drawn from the cubes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmseg_core.errors import InputError
+from cmseg_core.organelles.augmentation import AugmentationConfig, cut_window, random_greys
+from cmseg_core.organelles.isolation import isolate_cell, resin_grey
+from cmseg_core.preprocess.bilateral import bilateral_sections
+from cmseg_core.preprocess.resample import CubeGrid, resize, working_shape
+from cmseg_core.schema import PreprocessConfig, Stage, Taxonomy, VoxelSize
+
+RARE_SHARE = 0.5
+"""Share of the sections drawn by class rather than by cell."""
+EMPTY_SHARE = 0.03
+"""Share of the sections drawn from those without any cell voxel."""
+
+Batch = tuple[NDArray[np.float32], NDArray[np.int32]]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCell:
+    """A crop and its labels.
+
+    Attributes
+    ----------
+    image : ndarray of uint8, shape (z, y, x)
+        Windowed to 8 bit and median filtered as the crops of the pipeline are.
+    labels : ndarray of uint8, shape (z, y, x)
+        Class ids; 0 outside the cell.
+    voxel_size : VoxelSize
+    stage : int, optional
+        Cell-cycle stage, 1 to 5.
+    name : str
+    others : ndarray of bool, shape (z, y, x), optional
+        Other cells in the crop, which are replaced by resin.
+    field : bool
+        A whole field rather than one cell: it keeps its scale, and windows are cut from it.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    voxel_size: VoxelSize
+    stage: Stage | None = None
+    name: str = "cell"
+    others: NDArray[np.bool_] | None = None
+    field: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape != self.labels.shape:
+            reason = f"image and labels have the shapes {self.image.shape} and {self.labels.shape}"
+            raise InputError(self.name, reason, "give two stacks of one shape (z, y, x)")
+        if self.image.dtype != np.uint8 or self.labels.dtype != np.uint8:
+            reason = f"image and labels are {self.image.dtype} and {self.labels.dtype}"
+            raise InputError(self.name, reason, "convert both to 8 bit")
+
+
+@dataclass(frozen=True, eq=False)
+class Cube:
+    """A labelled cell on the grid that the network sees: isotropic voxels, uint8 image and labels of one shape."""
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    name: str
+    stage: Stage | None
+
+
+def cube_of(cell: LabelledCell, section_size: int, preprocess: PreprocessConfig) -> Cube:
+    """Bring a labelled cell to the network's grid.
+
+    A cell becomes a cube of `section_size` voxels a side, centred and padded with the resin's grey. A field gets
+    isotropic voxels as long as its shortest edge and keeps its extent.
+
+    Parameters
+    ----------
+    cell : LabelledCell
+    section_size : int
+    preprocess : PreprocessConfig
+        How images are resampled and denoised. Labels are resampled by nearest neighbour.
+
+    Returns
+    -------
+    Cube
+    """
+    own = cell.labels > 0
+    image = isolate_cell(cell.image, own, cell.others)
+    if cell.field:
+        shape = working_shape(image.shape, cell.voxel_size, min(cell.voxel_size.zyx))
+        image = resize(image, shape, preprocess.interpolation)
+        labels = resize(cell.labels, shape, "nearest")
+    else:
+        grid = CubeGrid(image.shape, cell.voxel_size, section_size)
+        image = grid.to_cube(image, preprocess.interpolation, resin_grey(cell.image, own, cell.others))
+        labels = grid.to_cube(cell.labels, "nearest", 0)
+    return Cube(denoise(image, preprocess), labels, cell.name, cell.stage)
+
+
+def denoise(image: NDArray[np.uint8], preprocess: PreprocessConfig) -> NDArray[np.uint8]:
+    """Apply the bilateral filter to the sections of a cube, where the settings ask for it."""
+    if preprocess.bilateral_spatial_sigma == 0:
+        return image
+    return bilateral_sections(image, preprocess.bilateral_spatial_sigma, preprocess.bilateral_range_sigma)
+
+
+def section_stack(volume: NDArray[np.uint8], axis: int, index: int, channels: int) -> NDArray[np.uint8]:
+    """A section with its neighbours as channels, repeated at the ends: shape (height, width, channels)."""
+    around = np.clip(np.arange(index - channels // 2, index + channels // 2 + 1), 0, volume.shape[axis] - 1)
+    return np.ascontiguousarray(np.moveaxis(volume.take(around, axis=axis), axis, -1))
+
+
+class SectionSampler:
+    """Draws batches of sections from cubes, along all three axes.
+
+    Half of the sections are drawn by class, every foreground class alike, so that small organelles are seen as often
+    as large ones; the rest are drawn among all sections with a cell in them, and few among the empty ones.
+    Batch `n` depends on the seed and `n` alone.
+
+    Parameters
+    ----------
+    cubes : sequence of Cube
+    taxonomy : Taxonomy
+    section_size : int
+        Edge of the windows. Larger sections are cut, smaller ones are reflected at their edges.
+    batch_size : int
+    seed : int
+    augmentation : AugmentationConfig, optional
+        None takes the sections as they are.
+    channels : int
+        1, or an odd number of neighbouring sections.
+    axes : tuple of int
+        Axes across which sections are cut.
+
+    Raises
+    ------
+    InputError
+        Where there are no cubes, no foreground, or a class id is not in the taxonomy.
+    """
+
+    def __init__(
+        self,
+        cubes: Sequence[Cube],
+        taxonomy: Taxonomy,
+        section_size: int,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: AugmentationConfig | None = None,
+        channels: int = 1,
+        axes: tuple[int, ...] = (0, 1, 2),
+    ) -> None:
+        if not cubes:
+            raise InputError("training set", "holds no cell", "add labelled cells")
+        self.cubes, self.section_size, self.channels = tuple(cubes), section_size, channels
+        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
+        self.places, present = _table_of_sections(self.cubes, len(taxonomy), axes)
+        self._by_class = [rows for rows in (np.flatnonzero(column) for column in present.T[1:]) if len(rows)]
+        self._with_cell = np.flatnonzero(present[:, 1:].any(axis=1))
+        self._empty = np.flatnonzero(~present[:, 1:].any(axis=1))
+        if not len(self._with_cell):
+            raise InputError("training set", "has no labelled voxel", "label the cells with ids above 0")
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number`: float32 (batch, size, size, channels) in 0..1, and int32 labels (batch, size, size)."""
+        rng = np.random.default_rng((self.seed, number))
+        size = self.section_size
+        images = np.empty((self.batch_size, size, size, self.channels), dtype=np.float32)
+        labels = np.empty((self.batch_size, size, size), dtype=np.int32)
+        for i in range(self.batch_size):
+            cube, axis, index = self.places[self._draw(rng)]
+            volume = self.cubes[cube]
+            section = section_stack(volume.image, axis, index, self.channels)
+            truth = np.ascontiguousarray(volume.labels.take(index, axis=axis))
+            section, labels[i] = cut_window(rng, section, truth, size, self.augmentation)
+            images[i] = (
+                section / np.float32(255)
+                if self.augmentation is None
+                else random_greys(rng, section, self.augmentation)
+            )
+        return images, labels
+
+    def batches(self, first: int, count: int) -> Iterator[Batch]:
+        """Batches `first` to ``first + count - 1``, each made in a thread while the one before is used."""
+        with ThreadPoolExecutor(1, thread_name_prefix="sections") as pool:
+            waiting: list[Future[Batch]] = []
+            for number in range(first, first + count + 2):
+                if number < first + count:
+                    waiting.append(pool.submit(self.batch, number))
+                if len(waiting) > 2 or (number >= first + count and waiting):
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+
+    def _draw(self, rng: np.random.Generator) -> int:
+        kind = rng.random()
+        if kind < EMPTY_SHARE and len(self._empty):
+            rows = self._empty
+        elif kind < EMPTY_SHARE + RARE_SHARE:
+            rows = self._by_class[int(rng.integers(len(self._by_class)))]
+        else:
+            rows = self._with_cell
+        return int(rows[int(rng.integers(len(rows)))])
+
+
+def _table_of_sections(
+    cubes: Sequence[Cube], classes: int, axes: tuple[int, ...]
+) -> tuple[list[tuple[int, int, int]], NDArray[np.bool_]]:
+    """Every section as (cube, axis, index), and which classes each one shows: bool (sections, classes)."""
+    places: list[tuple[int, int, int]] = []
+    present: list[NDArray[np.bool_]] = []
+    for number, cube in enumerate(cubes):
+        highest = int(cube.labels.max())
+        if highest >= classes:
+            mend = f"use the ids 0 to {classes - 1} of the taxonomy"
+            raise InputError(cube.name, f"has the class id {highest}", mend)
+        for axis in axes:
+            across = tuple(a for a in range(3) if a != axis)
+            places += [(number, axis, index) for index in range(cube.labels.shape[axis])]
+            present.append(np.stack([(cube.labels == c).any(axis=across) for c in range(classes)], axis=1))
+    return places, np.concatenate(present)
