@@ -1,0 +1,159 @@
+"""How well cells were told apart: the accuracy of the separation, which Kousaka et al. 2025 do not report."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cmseg_core.evaluation.contingency import Contingency, count_contingency
+from cmseg_core.schema import Frozen
+
+
+class CellScores(Frozen):
+    """Scores of one label volume against its truth; None where a score has no meaning.
+
+    Attributes
+    ----------
+    ap50, ap75 : float or None
+        Average precision TP / (TP + FP + FN) at an IoU of at least 0.5 and 0.75, as StarDist and Cellpose define it
+        (not the area under a precision-recall curve). None where neither volume holds a cell.
+    pq : float or None
+        Panoptic quality: the summed IoU of the pairs matched at 0.5 over TP + FP / 2 + FN / 2.
+    voi_split, voi_merge : float or None
+        Variation of information in bits, over voxels that are a cell in the truth: H(predicted | truth), which grows
+        as cells are split, and H(truth | predicted), which grows as they are merged. None without true cells.
+    arand : float or None
+        Adapted Rand error, over the same voxels.
+    count_error : float or None
+        \\|n_predicted - n_true\\| / n_true. None without true cells.
+
+    References
+    ----------
+    .. [1] Schmidt et al., "Cell detection with star-convex polygons", MICCAI (2018).
+    .. [2] Kirillov et al., "Panoptic segmentation", CVPR (2019).
+    .. [3] Meila, "Comparing clusterings: an information based distance", J. Multivar. Anal. 98:873 (2007).
+    .. [4] Arganda-Carreras et al., Front. Neuroanat. 9:142 (2015).
+    """
+
+    ap50: float | None
+    ap75: float | None
+    pq: float | None
+    voi_split: float | None
+    voi_merge: float | None
+    arand: float | None
+    count_error: float | None
+
+
+def score_cells(truth: np.ndarray, predicted: np.ndarray) -> CellScores:
+    """Score separated cells against ground truth.
+
+    Parameters
+    ----------
+    truth, predicted : ndarray of integers, shape (z, y, x)
+        0 is background. It is no cell, so it takes no part in AP, PQ and the count; VOI and the Rand error ignore the
+        voxels that are background in the truth, as scikit-image does with ``ignore_labels=(0,)``.
+
+    Returns
+    -------
+    CellScores
+
+    Raises
+    ------
+    InputError
+        Where the shapes differ or the labels are not integers.
+    """
+    table = count_contingency(truth, predicted)
+    n_true, n_predicted = (len(np.unique(ids[ids > 0])) for ids in (table.truth, table.predicted))
+    ious = np.array([iou for _, _, iou in _matches(table, 0.5)])
+    split, merge = _variation_of_information(table)
+    return CellScores(
+        ap50=_average_precision(len(ious), n_true, n_predicted),
+        ap75=_average_precision(int((ious >= 0.75).sum()), n_true, n_predicted),
+        pq=2 * float(ious.sum()) / (n_true + n_predicted) if n_true + n_predicted else None,
+        voi_split=split,
+        voi_merge=merge,
+        arand=_adapted_rand_error(table),
+        count_error=abs(n_predicted - n_true) / n_true if n_true else None,
+    )
+
+
+def match_cells(truth: np.ndarray, predicted: np.ndarray, least_iou: float = 0.5) -> dict[int, int]:
+    """Which true cell each predicted cell is.
+
+    Parameters
+    ----------
+    truth, predicted : ndarray of integers, shape (z, y, x)
+    least_iou : float
+        At least 0.5, so that the pairs are unique.
+
+    Returns
+    -------
+    dict
+        Predicted id to true id, one to one, for the pairs whose IoU is at least `least_iou`; in the order of the
+        predicted ids.
+    """
+    if least_iou < 0.5:
+        raise ValueError(f"least_iou must be at least 0.5, not {least_iou}")
+    return dict(sorted((p, t) for t, p, _ in _matches(count_contingency(truth, predicted), least_iou)))
+
+
+def _matches(table: Contingency, least_iou: float) -> list[tuple[int, int, float]]:
+    """Pairs (truth, predicted, IoU), one to one.
+
+    Above 0.5 a label has one partner. At exactly 0.5 two halves compete for one whole and for nothing else, so that
+    taking the first is optimal.
+    """
+    sizes = [dict(zip(*_totals(ids, table.voxels), strict=True)) for ids in (table.truth, table.predicted)]
+    cells = (table.truth > 0) & (table.predicted > 0)
+    pairs, taken = [], (set(), set())
+    for t, p, shared in zip(table.truth[cells].tolist(), table.predicted[cells].tolist(),
+                            table.voxels[cells].tolist(), strict=True):  # fmt: skip
+        iou = shared / (sizes[0][t] + sizes[1][p] - shared)
+        if iou >= least_iou and t not in taken[0] and p not in taken[1]:
+            taken[0].add(t)
+            taken[1].add(p)
+            pairs.append((t, p, iou))
+    return pairs
+
+
+def _totals(ids: np.ndarray, voxels: np.ndarray) -> tuple[list[int], list[int]]:
+    unique, inverse = np.unique(ids, return_inverse=True)
+    total = np.zeros(len(unique), np.int64)
+    np.add.at(total, inverse, voxels)
+    return unique.tolist(), total.tolist()
+
+
+def _average_precision(matched: int, n_true: int, n_predicted: int) -> float | None:
+    together = n_true + n_predicted - matched
+    return matched / together if together else None
+
+
+def _in_true_cells(table: Contingency) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shared voxels, and the totals of the true and of the predicted label of each pair, inside true cells."""
+    kept = table.truth > 0
+    shared = table.voxels[kept].astype(np.float64)
+    totals = []
+    for ids in (table.truth[kept], table.predicted[kept]):
+        _, inverse = np.unique(ids, return_inverse=True)
+        totals.append(np.bincount(inverse, shared)[inverse])
+    return shared, totals[0], totals[1]
+
+
+def _variation_of_information(table: Contingency) -> tuple[float | None, float | None]:
+    shared, of_truth, of_predicted = _in_true_cells(table)
+    if not len(shared):
+        return None, None
+    weight = shared / shared.sum()
+    split = -float(weight @ np.log2(shared / of_truth))
+    merge = -float(weight @ np.log2(shared / of_predicted))
+    return max(split, 0.0), max(merge, 0.0)
+
+
+def _adapted_rand_error(table: Contingency) -> float | None:
+    shared, of_truth, of_predicted = _in_true_cells(table)
+    together = float(shared @ shared - shared.sum())
+    # The sum over labels of size**2 is the sum over pairs of shared * size.
+    true_pairs = float(shared @ of_truth - shared.sum())
+    predicted_pairs = float(shared @ of_predicted - shared.sum())
+    if true_pairs + predicted_pairs == 0:
+        return None
+    return 1.0 - 2.0 * together / (true_pairs + predicted_pairs)
