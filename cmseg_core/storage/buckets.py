@@ -77,7 +77,8 @@ def s3_client(*, endpoint: str | None = None, region: str = "us-east-1") -> Any:
     endpoint = s3_endpoint(endpoint)
     style = {"addressing_style": "path"} if endpoint else {}
     config = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 4, "mode": "standard"}, s3=style)
-    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    # A session of its own: boto3's default one keeps the first credentials it saw, even after the environment changed.
+    return boto3.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def _make(client: Any, bucket: str, region: str) -> bool:

@@ -28,6 +28,7 @@ LAST = ("manifest.json",)
 DELETABLE = "work"
 """The only top folder whose content may be deleted: stage outputs, which can be computed again."""
 PARALLEL_TRANSFERS = 8
+RETRIES = 5
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 Keys = list[str]
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|#\d+(/|$)")
@@ -87,7 +88,6 @@ def s3_endpoint(endpoint: str | None) -> str | None:
 
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_NO_BUCKET = "NoSuchBucket"
 # The umask can only be read by setting it, which is safe while the module is imported and not in a thread later.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
@@ -305,7 +305,8 @@ class Store:
         if self.endpoint and not os.environ.get("AWS_ACCESS_KEY_ID"):
             # Without keys obstore would go on to ask the metadata service of a cloud machine, and hang elsewhere.
             raise InputError(self.uri, "no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        where = {"endpoint": self.endpoint} if self.endpoint else {}
+        # Under this name, because the environment variable of the name would otherwise override what was asked for.
+        where = {"aws_endpoint_url_s3": self.endpoint} if self.endpoint else {}
         return S3Store(
             bucket,
             prefix="/".join(part for part in (root, prefix) if part) or None,
@@ -316,7 +317,7 @@ class Store:
                 "timeout": timedelta(seconds=300),
                 "connect_timeout": timedelta(seconds=5),
             },
-            retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)},
+            retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=30)},
         )
 
     @contextmanager
@@ -324,19 +325,24 @@ class Store:
         """Turn the client's errors into the three that callers need to tell apart."""
         try:
             yield
-        except (failures.PermissionDeniedError, failures.UnauthenticatedError) as error:
-            mend = "check the permissions of the folder" if self.is_local else "check AWS_ACCESS_KEY_ID and its secret"
-            raise InputError(f"{self.uri}/{key}", "access was refused", mend) from error
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise self._no_bucket() if _NO_BUCKET in str(error) else KeyError(key) from error
-        except failures.BaseError as error:
-            if _NO_BUCKET in str(error):
-                raise self._no_bucket() from error
-            kind = OSError if self.is_local else ConnectionError
-            raise kind(f"{self.uri}/{key}: {str(error).strip().splitlines()[0]}") from error
+        except (failures.BaseError, FileNotFoundError, PermissionError) as error:
+            raise self._plain_error(key, error) from error
 
-    def _no_bucket(self) -> InputError:
-        return InputError(self.uri, "there is no such bucket", "create it or correct the address")
+    def _plain_error(self, key: str, error: Exception) -> Exception:
+        # Listing reports every failure as a generic error; only its text tells a refusal from an outage.
+        text = str(error)
+        refused = isinstance(error, PermissionError | failures.PermissionDeniedError | failures.UnauthenticatedError)
+        if refused or "status code: 403" in text or "status code: 401" in text:
+            mend = "check the permissions of the folder" if self.is_local else "check AWS_ACCESS_KEY_ID and its secret"
+            return InputError(f"{self.uri}/{key}", "access was refused", mend)
+        if "NoSuchBucket" in text:
+            return InputError(self.uri, "there is no such bucket", "create it or correct the address")
+        if isinstance(error, FileNotFoundError):
+            return KeyError(key)
+        if "(os error 20)" in text or "(os error 21)" in text:
+            return InputError(f"{self.uri}/{key}", "a file or a folder stands in its way", "choose another name")
+        kind = OSError if self.is_local else ConnectionError
+        return kind(f"{self.uri}/{key}: {text.strip().splitlines()[0]}")
 
 
 def tree_files(folder: Path) -> dict[str, Path]:
