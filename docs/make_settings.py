@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cmseg_core.organelles.augmentation import AugmentationConfig
+from cmseg_core.organelles.training import PRESETS, TrainingConfig
 from cmseg_core.schema import PAPER, PipelineConfig, Taxonomy, Workspace
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -18,7 +20,7 @@ PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = """\
 # Settings
 
-Written by `make settings` from the models in `cmseg_core/schema.py`; a test holds the two together.
+Written by `make settings` from the models that check them; a test holds the page and the code together.
 
 Settings of the processing stand in a YAML or JSON file given with `--config`, by section and name:
 
@@ -42,6 +44,12 @@ WORKSPACE_INTRODUCTION = """\
 Where state lives and which services are used. Set by environment variables.
 """
 
+TRAINING_INTRODUCTION = """\
+## Training
+
+How a U-Net is trained. The defaults are the preset `starter`; the preset `paper` takes what its column shows.
+"""
+
 
 def render() -> str:
     """The whole page as Markdown."""
@@ -51,8 +59,10 @@ def render() -> str:
     parts = [INTRODUCTION, "## Top level\n", _table(PipelineConfig, plain, "CMSEG_", {})]
     for name, model in sections.items():
         prefix = f"CMSEG_{name.upper()}__"
-        parts += [f"## {name}\n", f"{inspect.getdoc(model)}\n", _table(model, None, prefix, PAPER.get(name, {}))]
+        parts += [f"## {name}\n", f"{_about(model)}\n", _table(model, None, prefix, PAPER.get(name, {}))]
     parts += [WORKSPACE_INTRODUCTION, _table(Workspace, None, "CMSEG_", {})]
+    parts += [TRAINING_INTRODUCTION, _table(TrainingConfig, None, None, PRESETS["paper"])]
+    parts += [f"### augmentation\n\n{_about(AugmentationConfig)}\n", _table(AugmentationConfig, None, None, {})]
     return "\n".join(parts)
 
 
@@ -60,18 +70,25 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not Taxonomy
 
 
-def _table(model: type[BaseModel], names: list[str] | None, prefix: str, paper: dict[str, Any]) -> str:
-    """One row a field; the column of the preset only where the preset says something."""
+def _about(model: type[BaseModel]) -> str:
+    return (inspect.getdoc(model) or "").replace("``", "`")
+
+
+def _table(model: type[BaseModel], names: list[str] | None, prefix: str | None, paper: dict[str, Any]) -> str:
+    """One row a field; no column for a preset that says nothing, nor for variables where there are none."""
     properties = model.model_json_schema()["properties"]
     said = _attribute_docstrings(model)
-    header = ["setting", "default", *(["paper"] if paper else []), "values", "variable", "meaning"]
+    header = ["setting", "default", *(["paper"] if paper else []), "values"]
+    header += [*([] if prefix is None else ["variable"]), "meaning"]
     rows = [header, ["---"] * len(header)]
     for name in names or model.model_fields:
         row = [f"`{name}`", _default(model.model_fields[name].default)]
         if paper:
             row.append(_default(paper[name]) if name in paper else "")
-        row += [_values(properties[name]), f"`{prefix}{name.upper()}`", said.get(name, "")]
-        rows.append(row)
+        row.append(_values(properties[name]))
+        if prefix is not None:
+            row.append(f"`{prefix}{name.upper()}`")
+        rows.append([*row, said.get(name, "")])
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows) + "\n"
 
 
@@ -93,6 +110,8 @@ def _default(value: Any) -> str:
         return "not set"
     if isinstance(value, Taxonomy):
         return ", ".join(value.names)
+    if isinstance(value, BaseModel):
+        return "see below"
     if isinstance(value, Path):
         return f"`{value}`"
     return f"`{json.dumps(value)}`"
