@@ -17,8 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("flows", "tasks", "cmseg_core", "deployments")
-COMPANIONS = {"botocore": "boto3", "pydantic_core": "pydantic"}
-"""Packages that another requirement brings in the one version that it needs."""
+COMPANIONS = {"botocore": "boto3", "pydantic_core": "pydantic", "markupsafe": "jinja2"}
+"""Packages that are part of another requirement's interface, which brings them in a version that suits it."""
+
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 MODEL_SUFFIXES = {".keras", ".pt", ".safetensors", ".onnx"}
 
