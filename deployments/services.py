@@ -100,13 +100,19 @@ def weed_program() -> Path:
 
 
 def _start(folder: Path, port: int | None) -> tuple[subprocess.Popen[bytes], str]:
-    for attempt in range(ATTEMPTS):
+    for _ in range(ATTEMPTS):
         ports = free_ports(2 * len(_SERVERS))
         if port is not None:
             ports[0] = port
         _write_private(folder / "weed.options", _options(folder, ports))
         process = start(
-            [weed_program(), "-logtostderr=true", f"-config_dir={folder}", "mini", f"-options={folder / 'weed.options'}"],
+            [
+                weed_program(),
+                "-logtostderr=true",
+                f"-config_dir={folder}",
+                "mini",
+                f"-options={folder / 'weed.options'}",
+            ],
             folder=folder,
             log=folder / "weed.log",
             environment={"GOMEMLIMIT": MEMORY_LIMIT, "GOMAXPROCS": str(min(4, os.cpu_count() or 1))},
@@ -201,7 +207,9 @@ def _locked(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise InputError(folder, "another object store runs on it", "stop that one, or choose another folder") from error
+        raise InputError(
+            folder, "another object store runs on it", "stop that one, or choose another folder"
+        ) from error
     try:
         yield
     finally:

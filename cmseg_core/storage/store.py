@@ -154,7 +154,10 @@ class Store:
             obstore.put(self._objects, checked_key(key), data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write `data` only where nothing stands under `key`; of several writers exactly one gets True."""
+        """Write `data` only where nothing stands under `key`; of several writers one gets True, the others False.
+
+        Where the service loses its answer to the winner, even the winner gets False.
+        """
         with self._translated(key):
             try:
                 obstore.put(self._objects, checked_key(key), data, mode="create")

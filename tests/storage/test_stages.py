@@ -1,0 +1,159 @@
+"""Stage outputs: the key decides everything, and nothing counts before its marker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import InstancesConfig
+from cmseg_core.storage.stages import StageOutput, StageRef, canonical_json, layout, slabs, stage_key
+from cmseg_core.storage.store import Store
+
+KEY = stage_key("cells", {"stack": "0" * 64}, {"h": 1}, "1")
+
+
+def test_the_key_is_fixed_for_ever() -> None:
+    # Changing it would orphan every output that laboratories hold.
+    assert KEY == "da336fa43c4d1a081dff150f088dfc2772bd3fdaf640c30df9528714f8a7b169"
+
+
+def test_every_part_changes_the_key_and_the_order_does_not() -> None:
+    base = ("cells", {"a": "1", "b": "2"}, {"x": 1.5, "y": [1, 2]}, "1")
+    others = [
+        ("organelles", *base[1:]),
+        (base[0], {"a": "2", "b": "1"}, *base[2:]),
+        (*base[:2], {"x": 1.5, "y": [2, 1]}, base[3]),
+        (*base[:3], "2"),
+    ]
+    assert len({stage_key(*parts) for parts in [base, *others]}) == 5
+    assert stage_key("cells", {"b": "2", "a": "1"}, {"y": (1, 2), "x": 1.5}, "1") == stage_key(*base)
+
+
+def test_a_pydantic_config_gives_the_key_of_its_values() -> None:
+    config = InstancesConfig(h_nm=50)
+    assert stage_key("cells", {}, config, "1") == stage_key("cells", {}, config.model_dump(), "1")
+    assert stage_key("cells", {}, config, "1") != stage_key("cells", {}, InstancesConfig(h_nm=51), "1")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_without_one_text_has_no_key(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": value})
+
+
+def test_nothing_counts_before_the_marker(store: Store) -> None:
+    output = StageOutput(store, "cells", KEY)
+    output.write_json("table.json", {"b": 1, "a": [1.5, None]})
+    output.write_bytes("mesh.glb", b"glTF")
+    assert not output.complete
+    with pytest.raises(KeyError):
+        _ = output.summary
+    output.commit({"cells": 3})
+    again = StageOutput.from_reference(StageRef.model_validate_json(output.reference.model_dump_json()), store)
+    assert again.complete
+    assert again.summary == {"cells": 3}
+    assert again.read_json("table.json") == {"a": [1.5, None], "b": 1}
+    assert again.read_bytes("mesh.glb") == b"glTF"
+    assert store.folders("work/cells") == [KEY]
+
+
+def test_an_output_that_partly_expired_is_not_complete(store: Store) -> None:
+    output = StageOutput(store, "cells", KEY)
+    output.write_bytes("part/a", b"1")
+    output.write_bytes("b", b"2")
+    output.commit()
+    store.delete(f"work/cells/{KEY}/part")
+    assert not output.complete
+    output.write_bytes("part/a", b"other")
+    output.commit({"again": True})
+    assert output.complete
+    assert output.summary == {"again": True}
+
+
+def test_the_first_of_two_equal_writers_stands(store: Store) -> None:
+    for number in (1, 2):
+        output = StageOutput(store, "cells", KEY)
+        output.write_bytes("a", b"same")
+        output.commit({"writer": number})
+    assert output.complete
+    assert output.summary == {"writer": 1}
+
+
+def test_a_volume_is_written_slab_by_slab_and_read_anywhere(store: Store) -> None:
+    volume = np.random.default_rng(0).integers(0, 9, (150, 70, 90), dtype=np.uint16)
+    output = StageOutput(store, "cells", KEY)
+    array = output.create_array("labels", volume.shape, volume.dtype, depth=64)
+    assert (array.chunks, array.shards) == ((64, 64, 64), (64, 128, 128))
+    for start, stop in slabs(volume.shape, 64):
+        array[start:stop] = volume[start:stop]
+    output.commit()
+    np.testing.assert_array_equal(output.array("labels")[60:70, 5:, :80], volume[60:70, 5:, :80])
+    with pytest.raises(ValueError, match="read-only"):
+        output.array("labels")[0] = 0
+    with pytest.raises(KeyError):
+        output.array("absent")
+
+
+def test_a_second_attempt_never_takes_shards_from_the_first(store: Store) -> None:
+    output = StageOutput(store, "cells", KEY)
+    output.create_array("labels", (8, 9, 10), np.uint8)[:] = 7
+    second = StageOutput(store, "cells", KEY).create_array("labels", (8, 9, 10), np.uint8)
+    assert (second[:] == 7).all()
+    output.array("labels", writable=True)[0] = 3
+    assert (second[0] == 3).all()
+    with pytest.raises(InputError, match="another layout"):
+        output.create_array("labels", (8, 9, 11), np.uint8)
+
+
+def test_the_same_volume_gives_the_same_bytes(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).integers(0, 3, (70, 130, 70), dtype=np.uint8)
+    for name in ("a", "b"):
+        array = StageOutput(Store.open(tmp_path / name), "cells", KEY).create_array(
+            "v", volume.shape, np.uint8, depth=64
+        )
+        for start, stop in slabs(volume.shape, 64):
+            array[start:stop] = volume[start:stop]
+    first, second = (Store.open(tmp_path / name) for name in ("a", "b"))
+    assert first.list() == second.list()
+    assert all(first.get(key) == second.get(key) for key in first.list())
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards"),
+    [
+        ((300, 300, 300), (64, 64, 64), (256, 256, 256)),
+        ((65, 64, 10), (64, 64, 10), (128, 64, 10)),
+        ((10, 20, 30), (10, 20, 30), None),
+    ],
+)
+def test_layout(shape, chunks, shards) -> None:
+    assert layout(shape) == (chunks, shards)
+
+
+def test_slabs_cover_every_section_once() -> None:
+    assert list(slabs((130, 5, 5), 64)) == [(0, 64), (64, 128), (128, 130)]
+    with pytest.raises(ValueError, match="at least one"):
+        list(slabs((3, 1, 1), 0))
+
+
+def test_bad_names_are_refused(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    for stage, key in (("../up", KEY), ("Cells", KEY), ("cells", "abc"), ("cells", KEY.upper())):
+        with pytest.raises(InputError):
+            StageOutput(store, stage, key)
+    with pytest.raises(InputError, match="name of the marker"):
+        StageOutput(store, "cells", KEY).write_bytes("_complete.json", b"")
+    with pytest.raises(InputError, match="not a valid key"):
+        StageOutput(store, "cells", KEY).write_bytes("../other/file", b"")
+
+
+def test_a_reference_belongs_to_its_store(tmp_path: Path) -> None:
+    ref = StageOutput(Store.open(tmp_path / "a"), "cells", KEY).reference
+    with pytest.raises(InputError, match="not the store in use"):
+        StageOutput.from_reference(ref, Store.open(tmp_path / "b"))
+    with pytest.raises(ValidationError):
+        StageRef(uri="a", stage="b", key="c", array=[1])
