@@ -13,12 +13,11 @@ import imagecodecs
 import numpy as np
 
 from cmseg_core.acquisition.source import IMAGE_DTYPES, check_geometry
-from cmseg_core.acquisition.tiff import EXPORT_AGAIN, TiffSections, open_tiff
+from cmseg_core.acquisition.tiff import EXPORT_AGAIN, GREY, TiffSections, open_tiff
 from cmseg_core.acquisition.vendor import Statement
 from cmseg_core.errors import InputError
 
 SUFFIXES = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-COLOUR = "convert it to grey, one channel"
 JPEG_TAIL_BYTES = 4096
 
 
@@ -39,9 +38,7 @@ class FolderSections:
         for position, file in enumerate(self.files[start:stop]):
             section = _decode(file, self.dtype)
             if section.shape != self.shape[1:] or section.dtype != self.dtype:
-                raise InputError(
-                    file, "has changed since the folder was opened", "start again with the finished folder"
-                )
+                raise InputError(file, "has changed since the folder was opened", "start again once it is complete")
             slab[position] = section
         return slab
 
@@ -52,8 +49,8 @@ def open_folder(path: Path, dtypes: tuple[str, ...] = IMAGE_DTYPES) -> FolderSec
     Raises
     ------
     InputError
-        Where the folder holds no images or several kinds, or where one of them is damaged, coloured, or differs from the
-        first in size or type.
+        Where the folder holds no images or several kinds, or where one of them is damaged, coloured, or differs from
+        the first in size or type.
     """
     files = sorted((f for f in path.iterdir() if _is_image(f)), key=natural_key)
     if not files:
@@ -65,9 +62,10 @@ def open_folder(path: Path, dtypes: tuple[str, ...] = IMAGE_DTYPES) -> FolderSec
     for file in files[1:]:
         (size, dtype), _ = _probe(file, dtypes)
         if (size, dtype) != first:
+            expected = f"{first[0][0]} x {first[0][1]} {first[1]}"
             raise InputError(
                 file,
-                f"is {size[0]} x {size[1]} {dtype}, unlike {files[0].name} with {first[0][0]} x {first[0][1]} {first[1]}",
+                f"is {size[0]} x {size[1]} {dtype}, unlike {files[0].name} with {expected}",
                 "make all sections equal, or leave this one out",
             )
     shape = (len(files), *first[0])
@@ -164,7 +162,7 @@ def _png_header(file: Path) -> tuple[tuple[int, int], np.dtype]:
     if b"IEND" not in tail:
         raise InputError(file, "ends too early (truncated)", EXPORT_AGAIN)
     if colour != 0:
-        raise InputError(file, "is a colour, palette or transparent image", COLOUR)
+        raise InputError(file, "is a colour, palette or transparent image", GREY)
     if bits not in (8, 16):
         raise InputError(file, f"has {bits} bits a sample", "convert it to 8 or 16 bits")
     return (height, width), np.dtype(np.uint8 if bits == 8 else np.uint16)
@@ -185,7 +183,7 @@ def _jpeg_header(file: Path) -> tuple[tuple[int, int], np.dtype]:
                     break
                 bits, height, width, channels = struct.unpack(">BHHB", frame)
                 if channels != 1:
-                    raise InputError(file, f"is a colour image ({channels} channels)", COLOUR)
+                    raise InputError(file, f"is a colour image ({channels} channels)", GREY)
                 if bits != 8:
                     raise InputError(file, f"has {bits} bits a sample", "convert it to 8 bits")
                 return (height, width), np.dtype(np.uint8)

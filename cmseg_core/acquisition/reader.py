@@ -28,8 +28,8 @@ def open_source(source: str | Path, voxel_size: VoxelSize | None = None) -> Sect
     Returns
     -------
     SectionSource
-        Checked, nothing decoded yet. Its metadata holds ``format``, ``voxel_size_from``, ``voxel_size_stated`` (all that
-        the files say) and, for a folder, ``missing_sections``.
+        Checked, nothing decoded yet. Its metadata holds ``format``, ``voxel_size_from``, ``voxel_size_stated`` (all
+        that the files say) and, for a folder, ``missing_sections``.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import VoxelSize
 
 MAX_SECTION_PIXELS = 1 << 29
-"""Largest section that is decoded, in pixels (23170 squared). A header that promises more is refused before decoding."""
+"""Largest section, in pixels (23170 squared). A header that promises more is refused before decoding."""
 MAX_SECTIONS = 200_000
 """Largest number of sections."""
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "float32")
@@ -150,7 +150,7 @@ class SectionSource:
         return self.sections.read(start, stop)
 
     def slabs(self, budget: int = SLAB_BYTES) -> Iterator[tuple[int, np.ndarray]]:
-        """Stream the stack in order as (first section, slab) with at most `budget` bytes a slab, one section at least."""
+        """Stream the stack in order as (first section, slab), each of `budget` bytes or one section."""
         per_section = self.shape[1] * self.shape[2] * self.dtype.itemsize
         step = max(1, budget // per_section)
         for start in range(0, self.shape[0], step):

@@ -16,6 +16,7 @@ from cmseg_core.acquisition.vendor import Statement, statements_of_tiff
 from cmseg_core.errors import InputError
 
 EXPORT_AGAIN = "copy or export it again"
+GREY = "convert it to grey, one channel"
 STACKING_AXES = frozenset("ZIQT")
 """Axes along which a three-dimensional file may hold its sections; writers that know no Z call them I, Q or T."""
 
@@ -59,7 +60,7 @@ class TiffSections:
         except InputError:
             raise
         except Exception as error:  # the codecs raise their own kinds of error, without a common base
-            reason = f"sections {start} to {stop - 1} cannot be decoded ({str(error).splitlines()[0] if str(error) else error!r})"
+            reason = f"sections {start} to {stop - 1} cannot be decoded ({_one_line(error)})"
             raise InputError(self.path, reason, EXPORT_AGAIN) from error
         return slab
 
@@ -94,7 +95,7 @@ def open_tiff(path: Path, dtypes: tuple[str, ...] = IMAGE_DTYPES) -> TiffSection
     except InputError:
         raise
     except Exception as error:  # a damaged header surfaces as anything from KeyError to struct.error
-        reason = f"is not a readable TIFF ({str(error).splitlines()[0] if str(error) else error!r})"
+        reason = f"is not a readable TIFF ({_one_line(error)})"
         raise InputError(path, reason, EXPORT_AGAIN) from error
 
 
@@ -138,16 +139,14 @@ def _format(tif: tifffile.TiffFile) -> str:
 def _refuse_colour(path: Path, page: tifffile.TiffPage) -> None:
     """Colour has no meaning in electron microscopy; a grey palette, as Zeiss writes it, is not colour."""
     if page.samplesperpixel > 1 or page.photometric in (2, 5, 6, 8):
-        raise InputError(
-            path, f"is a colour image ({page.samplesperpixel} channels)", "convert it to grey, one channel"
-        )
+        raise InputError(path, f"is a colour image ({page.samplesperpixel} channels)", GREY)
     palette = page.colormap
     if page.photometric == 3 and palette is not None:
         step = 65535 / (palette.shape[1] - 1)
         off = np.abs(palette - np.arange(palette.shape[1]) * step).max(axis=0) > step
         # Zeiss sets some entries aside for its coloured annotations and leaves them out of the image.
         if off.mean() > MAX_ANNOTATION_COLOURS:
-            raise InputError(path, "has a colour palette", "convert it to grey, one channel")
+            raise InputError(path, "has a colour palette", GREY)
 
 
 def _stack_shape(path: Path, series: tifffile.TiffPageSeries) -> tuple[int, int, int]:
@@ -187,7 +186,7 @@ def _refuse_short(path: Path, end: int) -> None:
 def _count_directories(path: Path) -> int:
     """Follow the chain of image directories to its end.
 
-    tifffile stops at a broken link and returns the pages before it, so that a cut-off stack would look like a short one.
+    tifffile stops at a broken link and returns the pages before it: a cut-off stack would look like a short one.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -223,6 +222,10 @@ def _next_directory(path: Path, stream: BinaryIO, size: int, link: int, entry: i
         raise InputError(path, "its chain of pages breaks off (truncated)", EXPORT_AGAIN)
     stream.seek(end)
     return struct.unpack(links, stream.read(link_width))[0]
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _threads() -> int:

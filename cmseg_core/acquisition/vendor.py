@@ -128,7 +128,7 @@ def _refuse_contradiction(path: Path, stated: tuple[Statement, ...]) -> None:
             if abs(value - first) > AGREEMENT * first:
                 raise InputError(
                     path,
-                    f"contradictory voxel sizes: {axis} is {first:.6g} nm by {first_origin}, {value:.6g} nm by {origin}",
+                    f"contradictory voxel sizes: {axis} {first:.6g} nm by {first_origin}, {value:.6g} nm by {origin}",
                     "give --voxel-size Z Y X in nm",
                 )
 

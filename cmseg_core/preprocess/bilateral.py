@@ -43,7 +43,7 @@ def bilateral_sections(volume: np.ndarray, spatial_sigma: float, range_sigma: fl
         return volume.copy()
     out = np.empty(volume.shape, np.uint8)
     falloff = np.float32(1.0 / (64.0 * range_sigma**2))
-    _bilateral_rows(np.ascontiguousarray(volume), out, offsets, weights, falloff, int(np.abs(offsets).max()))
+    _bilateral_volume(np.ascontiguousarray(volume), out, offsets, weights, falloff, int(np.abs(offsets).max()))
     return out
 
 
@@ -93,8 +93,8 @@ def full_kernel(sigma: float) -> tuple[np.ndarray, np.ndarray]:
 def sampled_kernel(sigma: float, taps: int) -> tuple[np.ndarray, np.ndarray]:
     """A sample of the kernel's neighbours, spread as Poisson disks and closer together where the Gaussian is high.
 
-    Each neighbour's weight goes to its nearest tap, so that the sample weighs as much as the kernel. The pattern depends
-    on its parameters alone.
+    Each neighbour's weight goes to its nearest tap, so that the sample weighs as much as the kernel. The pattern
+    depends on its parameters alone.
 
     Returns
     -------
@@ -110,7 +110,9 @@ def sampled_kernel(sigma: float, taps: int) -> tuple[np.ndarray, np.ndarray]:
     lowest, highest = 0.5, 4.0 * sigma
     for _ in range(24):
         middle = 0.5 * (lowest + highest)
-        lowest, highest = (middle, highest) if len(_spread(offsets, spacing, order, middle)) > taps else (lowest, middle)
+        lowest, highest = (
+            (middle, highest) if len(_spread(offsets, spacing, order, middle)) > taps else (lowest, middle)
+        )
     chosen = _spread(offsets, spacing, order, highest)
     nearest = ((offsets[:, None] - offsets[None, chosen]) ** 2).sum(axis=-1).argmin(axis=1)
     gathered = np.bincount(nearest, weights=weights, minlength=len(chosen))
@@ -135,11 +137,11 @@ def _check(volume: np.ndarray, range_sigma: float) -> None:
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _add_tap(centre, row, weight, falloff, total, norm):  # noqa: ANN001, ANN202 - types are inferred by numba
+def _add_tap(centre, row, weight, falloff, total, norm):
     """Add one neighbour to each pixel of a row.
 
-    exp(-t) is taken as (1 - u + u^2 / 2)^32 with u = t / 32: it vectorises, where a table does not, and is off by 2e-4 at
-    most. `falloff` is 1 / (64 range_sigma^2), so that u = falloff * difference^2.
+    exp(-t) is taken as (1 - u + u^2 / 2)^32 with u = t / 32: it vectorises, where a table does not, and is off by
+    2e-4 at most. `falloff` is 1 / (64 range_sigma^2), so that u = falloff * difference^2.
     """
     one, half = np.float32(1.0), np.float32(0.5)
     for x in range(centre.size):
@@ -157,22 +159,32 @@ def _add_tap(centre, row, weight, falloff, total, norm):  # noqa: ANN001, ANN202
         norm[x] += w
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, fastmath=True)
-def _bilateral_rows(volume, out, offsets, weights, falloff, radius):  # noqa: ANN001, ANN202 - see above
-    depth, height, width = volume.shape
-    for line in numba.prange(depth * height):
-        z, y = line // height, line % height
-        rows = np.empty((2 * radius + 1, width + 2 * radius), np.uint8)
-        for k in range(2 * radius + 1):
-            row = volume[z, min(max(y + k - radius, 0), height - 1)]
-            rows[k, :radius] = row[0]
-            rows[k, radius : radius + width] = row
-            rows[k, radius + width :] = row[width - 1]
-        centre = volume[z, y]
-        total = centre.astype(np.float32)
-        norm = np.ones(width, np.float32)
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _bilateral_section(section, out, offsets, weights, falloff, radius):
+    height, width = section.shape
+    padded = np.empty((height + 2 * radius, width + 2 * radius), np.uint8)
+    for y in range(padded.shape[0]):
+        row, target = section[min(max(y - radius, 0), height - 1)], padded[y]
+        for x in range(radius):
+            target[x] = row[0]
+            target[radius + width + x] = row[width - 1]
+        for x in range(width):
+            target[radius + x] = row[x]
+    total, norm = np.empty(width, np.float32), np.empty(width, np.float32)
+    for y in range(height):
+        centre, result = section[y], out[y]
+        for x in range(width):
+            total[x] = centre[x]
+            norm[x] = 1.0
         for t in range(offsets.shape[0]):
             start = radius + offsets[t, 1]
-            _add_tap(centre, rows[radius + offsets[t, 0], start : start + width], weights[t], falloff, total, norm)
+            row = padded[y + radius + offsets[t, 0], start : start + width]
+            _add_tap(centre, row, weights[t], falloff, total, norm)
         for x in range(width):
-            out[z, y, x] = np.uint8(total[x] / norm[x] + np.float32(0.5))
+            result[x] = np.uint8(total[x] / norm[x] + np.float32(0.5))
+
+
+@numba.njit(parallel=True, cache=True, nogil=True, fastmath=True)
+def _bilateral_volume(volume, out, offsets, weights, falloff, radius):
+    for z in numba.prange(volume.shape[0]):
+        _bilateral_section(volume[z], out[z], offsets, weights, falloff, radius)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 NETWORK_DTYPES = (np.uint8, np.uint16, np.int16)
+VECTOR = 64
 RUN = 1024
 """Voxels that go through the network together: few calls, and the lists stay in the first cache."""
 SORT_9 = np.array(
@@ -60,9 +61,7 @@ def median_3x3x3(volume: np.ndarray) -> np.ndarray:
     return out
 
 
-def median_slab(
-    read: Callable[[int, int], np.ndarray], start: int, stop: int, depth: int
-) -> np.ndarray:
+def median_slab(read: Callable[[int, int], np.ndarray], start: int, stop: int, depth: int) -> np.ndarray:
     """Median of sections `start` up to `stop` of a larger volume, as if the whole volume had been filtered.
 
     Parameters
@@ -137,40 +136,52 @@ def _exchange(low: np.ndarray, high: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """A plain loop: assigning slices makes numba test for overlap and costs more than the copy."""
+    for x in range(target.size):
+        target[x] = source[x]
+
+
+@numba.njit(cache=True, nogil=True)
 def _gather(volume: np.ndarray, z: int, y: int, columns: np.ndarray, start: int) -> None:
     """Lay the nine rows round row (z, y), one voxel wider at either end, below each other from `start` on."""
     depth, height, width = volume.shape
     for k in range(9):
         row = volume[min(max(z + k // 3 - 1, 0), depth - 1), min(max(y + k % 3 - 1, 0), height - 1)]
         columns[k, start] = row[0]
-        columns[k, start + 1 : start + width + 1] = row
+        _copy(row, columns[k, start + 1 : start + width + 1])
         columns[k, start + width + 1] = row[width - 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _median_section(volume: np.ndarray, z: int, out: np.ndarray, sort: np.ndarray, merge: np.ndarray) -> None:
+    height, width = volume.shape[1:]
+    wide = width + 2
+    rows = max(1, RUN // wide)
+    # The nine voxels above, at and below each column are sorted once and serve three medians.
+    length = -(-rows * wide // VECTOR) * VECTOR
+    columns = np.zeros((9, length + VECTOR), volume.dtype)
+    lists = np.empty((27, length), volume.dtype)
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        for y in range(first, last):
+            _gather(volume, z, y, columns, (y - first) * wide)
+        for e in range(sort.shape[0]):
+            _exchange(columns[sort[e, 0]], columns[sort[e, 1]])
+        for k in range(9):
+            for shift in range(3):
+                _copy(columns[k, shift : shift + length], lists[9 * shift + k])
+        for e in range(merge.shape[0]):
+            _exchange(lists[merge[e, 0]], lists[merge[e, 1]])
+        for y in range(first, last):
+            start = (y - first) * wide
+            _copy(lists[13, start : start + width], out[z, y])
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
 def _median_rows(volume: np.ndarray, out: np.ndarray, sort: np.ndarray, merge: np.ndarray) -> None:
-    depth, height, width = volume.shape
-    wide = width + 2
-    rows = max(1, RUN // wide)
-    for z in numba.prange(depth):
-        # The nine voxels above, at and below each column are sorted once and serve three medians.
-        columns = np.zeros((9, rows * wide), volume.dtype)
-        lists = np.empty((27, rows * wide - 2), volume.dtype)
-        for first in range(0, height, rows):
-            last = min(first + rows, height)
-            for y in range(first, last):
-                _gather(volume, z, y, columns, (y - first) * wide)
-            for e in range(sort.shape[0]):
-                _exchange(columns[sort[e, 0]], columns[sort[e, 1]])
-            for k in range(9):
-                lists[k] = columns[k, :-2]
-                lists[9 + k] = columns[k, 1:-1]
-                lists[18 + k] = columns[k, 2:]
-            for e in range(merge.shape[0]):
-                _exchange(lists[merge[e, 0]], lists[merge[e, 1]])
-            for y in range(first, last):
-                start = (y - first) * wide
-                out[z, y] = lists[13, start : start + width]
+    for z in numba.prange(volume.shape[0]):
+        _median_section(volume, z, out, sort, merge)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -184,7 +195,9 @@ def _count_class(row: np.ndarray, label: int, column: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _vote(column: np.ndarray, label: int, own: np.ndarray, own_count: np.ndarray, best: np.ndarray, winner: np.ndarray) -> None:
+def _vote(
+    column: np.ndarray, label: int, own: np.ndarray, own_count: np.ndarray, best: np.ndarray, winner: np.ndarray
+) -> None:
     """Let one class, in ascending order of ids, compete at every voxel of a row."""
     for x in range(own.size):
         count = np.uint8(column[x] + column[x + 1] + column[x + 2])
@@ -193,23 +206,26 @@ def _vote(column: np.ndarray, label: int, own: np.ndarray, own_count: np.ndarray
         best[x] = max(best[x], count)
 
 
+@numba.njit(cache=True, nogil=True)
+def _mode_section(labels: np.ndarray, z: int, out: np.ndarray, classes: np.ndarray) -> None:
+    depth, height, width = labels.shape
+    column = np.empty(width + 2, np.uint8)
+    own_count, best, winner = np.empty(width, np.uint8), np.empty(width, np.uint8), np.empty(width, np.uint8)
+    for y in range(height):
+        best[:] = 0
+        winner[:] = 0
+        own = labels[z, y]
+        for label in classes:
+            column[:] = 0
+            for k in range(9):
+                row = labels[min(max(z + k // 3 - 1, 0), depth - 1), min(max(y + k % 3 - 1, 0), height - 1)]
+                _count_class(row, label, column)
+            _vote(column, label, own, own_count, best, winner)
+        for x in range(width):
+            out[z, y, x] = own[x] if own_count[x] == best[x] else winner[x]
+
+
 @numba.njit(parallel=True, cache=True, nogil=True)
 def _mode_rows(labels: np.ndarray, out: np.ndarray, classes: np.ndarray) -> None:
-    depth, height, width = labels.shape
-    for z in numba.prange(depth):
-        column = np.empty(width + 2, np.uint8)
-        own_count = np.empty(width, np.uint8)
-        best = np.empty(width, np.uint8)
-        winner = np.empty(width, np.uint8)
-        for y in range(height):
-            best[:] = 0
-            winner[:] = 0
-            own = labels[z, y]
-            for label in classes:
-                column[:] = 0
-                for k in range(9):
-                    row = labels[min(max(z + k // 3 - 1, 0), depth - 1), min(max(y + k % 3 - 1, 0), height - 1)]
-                    _count_class(row, label, column)
-                _vote(column, label, own, own_count, best, winner)
-            for x in range(width):
-                out[z, y, x] = own[x] if own_count[x] == best[x] else winner[x]
+    for z in numba.prange(labels.shape[0]):
+        _mode_section(labels, z, out, classes)

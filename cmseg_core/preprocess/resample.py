@@ -33,7 +33,7 @@ def resize(volume: np.ndarray, shape: Grid, interpolation: Interpolation) -> np.
     -------
     ndarray of shape `shape`, of the same type
         Voxel i covers the extent from i to i + 1, so that its sample lies at i + 1/2, as in
-        ``scipy.ndimage.zoom(..., grid_mode=True, mode="nearest")``. A tie of nearest neighbours goes to the higher index.
+        ``scipy.ndimage.zoom(..., grid_mode=True, mode="nearest")``. Of two equally near voxels the later is taken.
     """
     places = tuple((np.arange(m) + 0.5) * n / m - 0.5 for n, m in zip(volume.shape, shape, strict=True))
     if interpolation == "nearest":
@@ -113,7 +113,9 @@ class CubeGrid:
         ]
         inside = [(u >= 0) & (u < n) for u, n in zip(native, self.crop_shape, strict=True)]
         if interpolation == "nearest":
-            indices = tuple(np.where(i, np.floor(u), OUTSIDE).astype(np.int64) for u, i in zip(native, inside, strict=True))
+            indices = tuple(
+                np.where(i, np.floor(u), OUTSIDE).astype(np.int64) for u, i in zip(native, inside, strict=True)
+            )
             return _take(volume, indices, fill)
         return _blend(volume, tuple(u - 0.5 for u in native), tuple(inside), fill)
 
@@ -173,7 +175,7 @@ def _blend(
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def _take_kernel(volume, out, iz, iy, ix, fill):  # noqa: ANN001, ANN202 - types are inferred by numba
+def _take_kernel(volume, out, iz, iy, ix, fill):
     for z in numba.prange(iz.size):
         for y in range(iy.size):
             if iz[z] < 0 or iy[y] < 0:
@@ -187,7 +189,7 @@ def _take_kernel(volume, out, iz, iy, ix, fill):  # noqa: ANN001, ANN202 - types
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def _blend_kernel(volume, out, lz, ly, lx, uz, uy, ux, wz, wy, wx, fill, rounding):  # noqa: ANN001, ANN202 - see above
+def _blend_kernel(volume, out, lz, ly, lx, uz, uy, ux, wz, wy, wx, fill, rounding):
     one = np.float32(1.0)
     for z in numba.prange(lz.size):
         blended = np.empty(volume.shape[2], np.float32)
