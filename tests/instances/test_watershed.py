@@ -142,7 +142,7 @@ def test_dust_is_dropped_and_the_cell_kept():
 def test_every_label_is_one_piece_in_the_order_of_centroids():
     rng = np.random.default_rng(3)
     mask = ndimage.gaussian_filter(rng.standard_normal((60, 60, 60)), 3) > 0
-    config = InstancesConfig(h_nm=10, min_volume_um3=0.01, marker_distance_fraction=0)
+    config = InstancesConfig(h_nm=10, min_volume_um3=0.01, merge_neck_ratio=0.9, marker_distance_fraction=0)
     labels = separate_cells(mask, CUBIC, config, cell_diameter_nm=400)
     count = int(labels.max())
     assert count > 20
