@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cmseg_core.report.context import ReportContext
+from cmseg_core.report.tables import number
 
 EMBEDDED_BYTES = 11_000_000
 """Characters of base64 that all models of a page may take together, so that a report stays easy to open and send."""
@@ -48,10 +49,8 @@ def pack_models(context: ReportContext, limit: int = EMBEDDED_BYTES) -> PackedMo
     PackedModels
         Cells in the order of their ids.
     """
-    scores = {int(row["cell_id"]): row.get("review_score") or 0.0 for row in context.cells}
-    by_need = sorted(context.models, key=lambda cell: (-scores.get(cell, 0.0), cell))
     queue = [(0, context.crowd)] if context.crowd is not None else []
-    queue += [(cell, context.models[cell]) for cell in by_need]
+    queue += [(cell, context.models[cell]) for cell in by_need(context.models, context)]
     kept: dict[int, str] = {}
     left_out = []
     for cell, model in queue:
@@ -63,6 +62,12 @@ def pack_models(context: ReportContext, limit: int = EMBEDDED_BYTES) -> PackedMo
         kept[cell] = text
     crowd = kept.pop(0, None)
     return PackedModels(crowd, dict(sorted(kept.items())), tuple(sorted(left_out)))
+
+
+def by_need(cells: Iterable[int], context: ReportContext) -> list[int]:
+    """Cell ids, the highest review score first."""
+    scores = {int(row["cell_id"]): number(row.get("review_score")) or 0.0 for row in context.cells}
+    return sorted(cells, key=lambda cell: (-scores.get(cell, 0.0), cell))
 
 
 def pack(data: bytes) -> str:

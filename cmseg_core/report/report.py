@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cmseg_core.report.context import ReportContext, SectionView
-from cmseg_core.report.embed import content_policy, data_uri, pack_models
+from cmseg_core.report.embed import by_need, content_policy, data_uri, pack_models
 from cmseg_core.report.figures import draw_cells, draw_organelles, draw_raw, encode_webp, scale_bar
 from cmseg_core.report.tables import (
     CELL_SCORES,
@@ -28,6 +28,8 @@ from cmseg_core.report.tables import (
 HERE = Path(__file__).parent
 SECTION_PIXELS = 880
 PREVIEW_PIXELS = 300
+PREVIEWED_CELLS = 60
+"""Most cells whose sections a page shows: those most in need of a look."""
 
 
 def render_report(context: ReportContext) -> str:
@@ -46,6 +48,8 @@ def render_report(context: ReportContext) -> str:
     """
     entries = cell_entries(context.cells, context.taxonomy)
     models = pack_models(context)
+    previewed = by_need(context.previews, context)[:PREVIEWED_CELLS]
+    quarantined = sorted(context.quarantined_cells.items(), key=lambda item: (len(item[0]), item[0]))
     has_viewer = models.crowd is not None or bool(models.cells)
     page_script = _asset("templates/page.js")
     viewer_script = _asset("viewer/dist/viewer.js")
@@ -58,7 +62,8 @@ def render_report(context: ReportContext) -> str:
             entries=entries,
             tiles=_tiles(context, entries),
             sections=[_section_panels(view, context) for view in context.sections],
-            previews={i: [_preview(v, context) for v in views] for i, views in sorted(context.previews.items())},
+            previews={cell: [_preview(v, context) for v in context.previews[cell]] for cell in previewed},
+            quarantined=quarantined,
             models=models,
             has_viewer=has_viewer,
             viewer_data=_viewer_data(context, entries),

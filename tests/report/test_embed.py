@@ -3,7 +3,10 @@
 import base64
 import gzip
 
-from cmseg_core.report.embed import pack, pack_models
+import numpy as np
+
+from cmseg_core.report import render_report
+from cmseg_core.report.embed import EMBEDDED_BYTES, pack, pack_models
 
 
 def test_packing_is_lossless_and_carries_no_time():
@@ -27,3 +30,11 @@ def test_a_page_names_what_it_left_out(build_context):
     packed = pack_models(build_context(), limit=10)
     assert packed.crowd is None and not packed.cells
     assert packed.left_out == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_page_tells_its_reader_what_it_left_out(build_context):
+    noise = np.random.default_rng(0).bytes(EMBEDDED_BYTES)  # cannot be packed into the room there is
+    context = build_context(crowd=noise)
+    assert "leaves out the view of all cells. The model" in render_report(context)
+    context = build_context(models={**context.models, 2: noise})
+    assert "leaves out the models of 1 cell. The model" in render_report(context)

@@ -186,3 +186,17 @@ def test_classes_and_colours_come_from_the_taxonomy(build_context):
     assert toggles == ["vesicle"]
     assert '"colour": "#123abc"' in next(text for a, text in page.scripts if a.get("id") == "viewer-data")
     assert "plastid" not in page.text
+
+
+def test_only_the_neediest_cells_are_previewed_when_there_are_many(build_context):
+    view = build_context().previews[1][:1]
+    rows = [{"cell_id": i, "review_score": i / 100} for i in range(1, 71)]
+    html = render_report(build_context(cells=rows, previews=dict.fromkeys(range(1, 71), view), models={}))
+    shown = {int(name[5:]) for name in Page(html).ids if name.startswith("cell-")}
+    assert shown == set(range(11, 71))
+    assert "the 60 of 70 cells most in need of a look" in html
+
+
+def test_quarantined_cells_are_listed_by_number(build_context):
+    page = Page(render_report(build_context(quarantined_cells={"10": "reason-b", "9": "reason-a"})))
+    assert page.text.index("reason-a") < page.text.index("reason-b")
