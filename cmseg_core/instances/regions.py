@@ -65,7 +65,9 @@ def describe_cells(labels: np.ndarray, voxel_size: VoxelSize) -> tuple[CellRegio
     for cell_id in range(1, len(sizes)):
         if sizes[cell_id] == 0:
             continue
-        box = tuple((int(s.start), int(s.stop)) for s in boxes[cell_id])
+        z, y, x = ((int(s.start), int(s.stop)) for s in boxes[cell_id])
+        box = (z, y, x)
+        centre = (np.asarray(centroids[cell_id], float) + 0.5) * voxel_size.zyx
         cell = labels[tuple(slice(*span) for span in box)] == cell_id
         regions.append(
             CellRegion(
@@ -73,9 +75,7 @@ def describe_cells(labels: np.ndarray, voxel_size: VoxelSize) -> tuple[CellRegio
                 box=box,
                 touches_border=any(a == 0 or b == n for (a, b), n in zip(box, labels.shape, strict=True)),
                 volume_um3=float(sizes[cell_id]) * voxel_size.volume_um3,
-                centroid_nm=tuple(
-                    (float(c) + 0.5) * edge for c, edge in zip(centroids[cell_id], voxel_size.zyx, strict=True)
-                ),
+                centroid_nm=(float(centre[0]), float(centre[1]), float(centre[2])),
                 neck_ratio=neck_ratio(cell, voxel_size),
             )
         )
@@ -97,9 +97,9 @@ def neck_ratio(shape: np.ndarray, voxel_size: VoxelSize) -> float:
         In (0, 1]; the constriction of its largest piece where the shape is not connected.
     """
     extent = max(n * edge for n, edge in zip(shape.shape, voxel_size.zyx, strict=True))
-    steps = tuple(max(1, int(extent / _NECK_GRID_VOXELS / edge)) for edge in voxel_size.zyx)
+    steps = [max(1, int(extent / _NECK_GRID_VOXELS / edge)) for edge in voxel_size.zyx]
     coarse = shape[tuple(slice(step // 2, None, step) for step in steps)]
-    spacing = tuple(edge * step for edge, step in zip(voxel_size.zyx, steps, strict=True))
+    spacing = (voxel_size.z * steps[0], voxel_size.y * steps[1], voxel_size.x * steps[2])
     coarse = np.pad(cc3d.largest_k(np.ascontiguousarray(coarse), k=1, connectivity=6) > 0, 1)
     if not coarse.any():
         return 1.0

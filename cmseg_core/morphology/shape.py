@@ -75,7 +75,7 @@ def crofton_surface_um2(mask: np.ndarray, voxel_size: VoxelSize) -> float:
             there.append(slice(max(0, step - 1), min(0, step - 1) or None))
         crossings = np.count_nonzero(padded[tuple(here)] != padded[tuple(there)])
         area += 2 * weight * crossings * voxel_size.volume_um3 * 1e9 / length
-    return area * 1e-6
+    return float(area) * 1e-6
 
 
 @lru_cache(maxsize=32)

@@ -57,11 +57,11 @@ def cell_cycle_stage(
         cannot be told apart and share it.
     """
     counts = [row.get(f"{name}_count") for name in SINGLE_COPY]
-    if any(count is None for count in counts) or not any(counts):
+    if None in counts or not any(counts):
         return None, 0.0
     likelihood = np.ones(len(STAGES))
     for name, count in zip(SINGLE_COPY, counts, strict=True):
-        likelihood *= _from_count(name, int(count))
+        likelihood *= _from_count(name, int(count or 0))
     if plastid_waist is not None and counts[0] == 1:
         likelihood *= _from_waist(plastid_waist)
     if cell_neck is not None:
