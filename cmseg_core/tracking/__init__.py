@@ -1,0 +1,1 @@
+"""Training runs and the model registry: the one place that knows MLflow."""

@@ -1,0 +1,347 @@
+"""Models by reference: packaged, a file, or a registered version.
+
+A registered model is its plain file, logged as an artifact of a run; it is not wrapped in MLflow's Keras flavour. Our
+``.keras`` files carry an extra member (taxonomy, section size, calibration), which the flavour drops, because it loads
+the network and saves it anew. The plain file also keeps its hash, so that a version can be checked against it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import Frozen
+from cmseg_core.storage.manifest import file_sha256
+from cmseg_core.tracking.connection import connect, experiment_id, reported
+
+Role = Literal["unet", "sam"]
+
+PACKAGED: dict[Role, str] = {
+    "unet": "organelles/models/unet-starter.keras",
+    "sam": "foreground/models/sam-starter.pt",
+}
+"""The starter models, relative to the package cmseg_core."""
+MODEL_NAMES: dict[Role, str] = {"unet": "cmseg-unet", "sam": "cmseg-sam"}
+"""Names under which the models of this pipeline are registered."""
+SUFFIXES: dict[Role, tuple[str, ...]] = {"unet": (".keras",), "sam": (".pt", ".pth")}
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+EXPERIMENT = "cmseg-models"
+ARTIFACT_FOLDER = "data"
+_REFERENCE = re.compile(
+    r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9 ._-]*)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[A-Za-z0-9_-]+))"
+)
+
+
+class ResolvedModel(Frozen):
+    """A model that is at hand as a file.
+
+    Attributes
+    ----------
+    role : {"unet", "sam"}
+    reference : str
+        What was asked for; an alias is kept as it was given.
+    version : str
+        Version in the registry, ``packaged``, or ``file``.
+    sha256 : str
+        Hash of the file: the part of a model that belongs into stage keys.
+    path : path
+    """
+
+    role: Role
+    reference: str
+    version: str
+    sha256: str
+    path: Path
+
+
+class RegisteredVersion(Frozen):
+    """One version in the registry.
+
+    Attributes
+    ----------
+    name, version : str
+    aliases : tuple of str
+        Such as ``champion``.
+    tags : dict of str to str
+        With ``role`` and ``sha256``.
+    run_id : str
+        Run that made it.
+    source : str
+        Where its artifacts lie.
+    created : int
+        Milliseconds since 1970.
+    """
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    run_id: str
+    source: str
+    created: int
+
+    @property
+    def reference(self) -> str:
+        """``models:/name/version``."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Path) -> ResolvedModel:
+    """Find a model, and fetch it where it lies in the registry.
+
+    Parameters
+    ----------
+    reference : str
+        ``packaged``, a file, ``models:/name/version`` or ``models:/name@alias``.
+    role : {"unet", "sam"}
+    tracking_uri : str
+        Of the MLflow server or SQLite file; looked at only for ``models:/`` references.
+    cache : path
+        Folder that keeps fetched models, by name and version.
+
+    Raises
+    ------
+    InputError
+        Where there is no such model, it is of the wrong kind, or its content differs from what was registered.
+    ConnectionError
+        Where the registry cannot be reached.
+    """
+    if reference == "packaged":
+        path = packaged_model(role)
+        return ResolvedModel(role=role, reference=reference, version="packaged", sha256=file_sha256(path), path=path)
+    if reference.startswith("models:"):
+        found = describe(reference, tracking_uri)
+        path = _fetched(found, role, tracking_uri, Path(cache))
+        return ResolvedModel(role=role, reference=reference, version=found.version, sha256=file_sha256(path), path=path)
+    path = Path(reference).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(reference, "is no model", "give packaged, a file, models:/name/version or models:/name@alias")
+    _check_suffix(path, role)
+    return ResolvedModel(role=role, reference=reference, version="file", sha256=file_sha256(path), path=path)
+
+
+def packaged_model(role: Role) -> Path:
+    """Path of the starter model that comes with the package."""
+    path = Path(str(files("cmseg_core").joinpath(PACKAGED[role])))
+    if not path.is_file():
+        raise InputError(path, "the packaged model is absent", "install cmseg anew, or name a model of your own")
+    return path
+
+
+def describe(reference: str, tracking_uri: str) -> RegisteredVersion:
+    """Look up ``models:/name/version`` or ``models:/name@alias`` without fetching it; raises as `resolve_model`."""
+    match = _REFERENCE.fullmatch(reference)
+    if not match:
+        raise InputError(reference, "is not a reference to a model", "use models:/name/version or models:/name@alias")
+    client = connect(tracking_uri)
+    name, version, alias = match["name"], match["version"], match["alias"]
+    with reported(reference):
+        if alias is not None:
+            version = client.get_model_version_by_alias(name, alias).version
+        # Looked up by number in any case: only then are the aliases filled in.
+        return _version(client.get_model_version(name, str(version)))
+
+
+def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
+    """Every registered version, by name and number."""
+    client = connect(tracking_uri)
+    with reported(tracking_uri):
+        versions = [_version(client.get_model_version(v.name, str(v.version))) for v in _search(client, "")]
+    return sorted(versions, key=lambda v: (v.name, int(v.version)))
+
+
+def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:
+    """Let ``models:/name@alias`` mean `version` from now on."""
+    client = connect(tracking_uri)
+    with reported(f"models:/{name}/{version}"):
+        client.get_model_version(name, version)
+        client.set_registered_model_alias(name, alias, version)
+
+
+def register_file(
+    path: str | Path,
+    name: str,
+    role: Role,
+    tracking_uri: str,
+    *,
+    alias: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    params: Mapping[str, object] | None = None,
+    run_id: str | None = None,
+) -> str:
+    """Register a model file as a new version of `name`.
+
+    Parameters
+    ----------
+    path : path
+        A ``.keras`` file, or SAM weights (``.pt``, ``.pth``).
+    name : str
+    role : {"unet", "sam"}
+    tracking_uri : str
+    alias : str, optional
+        Given to the new version, for example ``challenger``.
+    tags : mapping, optional
+        Added to the tags ``role`` and ``sha256`` of the version.
+    metrics, params : mapping, optional
+        Logged with the run.
+    run_id : str, optional
+        Run that made the model; by default a new run that holds just the file.
+
+    Returns
+    -------
+    str
+        The number of the new version.
+
+    Raises
+    ------
+    InputError
+        Where the file is absent or of the wrong kind, or the name is not valid.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, "is not a file", "give the file of a model")
+    _check_suffix(path, role)
+    _check_name(name)
+    client = connect(tracking_uri)
+    with reported(name):
+        own_run = run_id is None
+        if own_run:
+            experiment = experiment_id(client, tracking_uri, EXPERIMENT)
+            run_id = client.create_run(experiment, run_name=f"{name} {path.name}").info.run_id
+        for key, value in (params or {}).items():
+            client.log_param(run_id, key, value)
+        for key, number in (metrics or {}).items():
+            client.log_metric(run_id, key, number)
+        client.log_artifact(run_id, str(path), ARTIFACT_FOLDER)
+        if own_run:
+            client.set_terminated(run_id)
+        _ensure_name(client, name)
+        made = client.create_model_version(
+            name,
+            source=f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}",
+            run_id=run_id,
+            tags={**(tags or {}), "role": role, "sha256": file_sha256(path), "file": path.name},
+        )
+        if alias:
+            client.set_registered_model_alias(name, alias, str(made.version))
+    return str(made.version)
+
+
+def ensure_champions(tracking_uri: str) -> dict[Role, str]:
+    """Register the packaged starter models once, as champions where there are none yet.
+
+    Returns
+    -------
+    dict of str to str
+        Role to the reference ``models:/name@champion``.
+    """
+    client = connect(tracking_uri)
+    for role, name in MODEL_NAMES.items():
+        path = packaged_model(role)
+        with reported(name):
+            known = _search(client, f"name = '{name}' and tag.sha256 = '{file_sha256(path)}'")
+            version = str(known[0].version) if known else register_file(path, name, role, tracking_uri)
+            # A champion that somebody promoted stays.
+            if CHAMPION not in client.get_registered_model(name).aliases:
+                client.set_registered_model_alias(name, CHAMPION, version)
+    return {role: f"models:/{name}@{CHAMPION}" for role, name in MODEL_NAMES.items()}
+
+
+def _fetched(found: RegisteredVersion, role: Role, tracking_uri: str, cache: Path) -> Path:
+    """The file of a version from the cache, fetched where it is not there yet."""
+    registered = found.tags.get("role")
+    if registered not in {None, role}:
+        raise InputError(found.reference, f"is a model for {registered}, not for {role}", "choose another model")
+    # Numbers repeat from registry to registry; the run within the artifacts' address does not.
+    folder = cache / found.name / f"{found.version}-{found.run_id or 'imported'}"
+    if not folder.is_dir():
+        _download(found, tracking_uri, folder)
+    path = _model_file(found, role, folder)
+    expected = found.tags.get("sha256")
+    if expected and file_sha256(path) != expected:
+        shutil.rmtree(folder)
+        raise InputError(found.reference, "its file differs from what was registered", "register the model anew")
+    return path
+
+
+def _download(found: RegisteredVersion, tracking_uri: str, folder: Path) -> None:
+    import mlflow.artifacts
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as near, reported(found.reference):
+        try:
+            got = mlflow.artifacts.download_artifacts(
+                artifact_uri=found.source, dst_path=near, tracking_uri=tracking_uri
+            )
+        except OSError as error:
+            reason = f"its artifacts cannot be fetched from {found.source} ({error})"
+            raise InputError(found.reference, reason, "check that they still lie there") from error
+        try:
+            os.rename(got, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise a neighbour has fetched it meanwhile
+                raise
+
+
+def _model_file(found: RegisteredVersion, role: Role, folder: Path) -> Path:
+    """The one file of the right kind; in Keras flavour folders that is ``data/model.keras``."""
+    candidates = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[role] and path.is_file())
+    usual = [path for path in candidates if path.relative_to(folder).as_posix() == f"data/model{SUFFIXES[role][0]}"]
+    chosen = usual or candidates
+    if len(chosen) != 1:
+        kinds = " or ".join(SUFFIXES[role])
+        reason = f"holds {len(candidates)} files that end in {kinds}, not one"
+        raise InputError(found.reference, reason, "register one file with `cmseg models import`")
+    return chosen[0]
+
+
+def _version(version: object) -> RegisteredVersion:
+    return RegisteredVersion(
+        name=version.name,
+        version=str(version.version),
+        aliases=tuple(sorted(version.aliases)),
+        tags=dict(version.tags),
+        run_id=version.run_id or "",
+        source=version.source,
+        created=version.creation_timestamp,
+    )
+
+
+def _search(client: object, query: str) -> list:
+    found, token = [], None
+    while True:
+        page = client.search_model_versions(query, page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def _ensure_name(client: object, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _check_name(name: str) -> None:
+    if not _REFERENCE.fullmatch(f"models:/{name}/1"):
+        raise InputError(repr(name), "is not a name for a model", "use letters, digits, blanks, dots, _ and -")
+
+
+def _check_suffix(path: Path, role: Role) -> None:
+    if path.suffix not in SUFFIXES[role]:
+        kinds = " or ".join(SUFFIXES[role])
+        raise InputError(path, f"is not a model for {role}", f"give a file that ends in {kinds}")

@@ -1,0 +1,64 @@
+"""Training runs keep what they are given, and end as they ended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cmseg_core.tracking.connection import connect, default_tracking_uri
+from cmseg_core.tracking.registry import describe, register_file
+from cmseg_core.tracking.runs import flatten, training_run
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return default_tracking_uri(tmp_path_factory.mktemp("mlflow"))
+
+
+def test_a_run_keeps_settings_epochs_and_files(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_bytes(b"PK")
+    many = {f"p{number}": number for number in range(150)}
+    with training_run(uri, "cmseg-unet", name="night", params={"optimiser": {"rate": 0.1}, **many}) as run:
+        for epoch, loss in enumerate((0.5, 0.25)):
+            run.log_metrics({"loss": loss, "iou": {"nucleus": None, "plastid": float("nan")}}, step=epoch)
+        run.log_artifact(tmp_path / "model.keras", "files")
+        run.set_tags({"preset": "starter"})
+        version = register_file(tmp_path / "model.keras", "m-run", "unet", uri, run_id=run.run_id)
+    client = connect(uri)
+    kept = client.get_run(run.run_id)
+    assert kept.info.status == "FINISHED"
+    assert kept.data.params["optimiser.rate"] == "0.1"
+    assert len(kept.data.params) == 151
+    assert kept.data.metrics == {"loss": 0.25}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [(0, 0.5), (1, 0.25)]
+    assert [f.path for f in client.list_artifacts(run.run_id, "files")] == ["files/model.keras"]
+    assert describe(f"models:/m-run/{version}", uri).run_id == run.run_id
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_ends_as_it_ended(uri: str, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), training_run(uri, "cmseg-unet") as run:
+        raise error
+    assert connect(uri).get_run(run.run_id).info.status == status
+
+
+def test_runs_and_artifacts_stay_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "file").write_bytes(b"x")
+    with training_run(default_tracking_uri(tmp_path / "workspace"), "e") as run:
+        run.log_artifact(tmp_path / "file")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert list((tmp_path / "workspace" / "mlartifacts").rglob("file"))
+
+
+def test_importing_the_package_does_not_import_mlflow() -> None:
+    code = "import sys, cmseg_core.tracking.registry, cmseg_core.tracking.runs; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": 2}, "e": 3}) == {"a.b.c": 1, "a.d": 2, "e": 3}
