@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -172,8 +172,8 @@ def _measure(source: SectionSource) -> _Pass:
 
 
 def _without_image(figures: SectionFigures) -> SectionFigures:
-    empty = np.empty((0, 0), np.float32)
-    return SectionFigures(figures.mean, figures.deviation, figures.snr, figures.stripes, empty, figures.factor)
+    nothing = np.empty((0, 0), np.float32)
+    return replace(figures, reduced=nothing, spectrum=nothing)
 
 
 class _Ends:

@@ -30,7 +30,7 @@ def bilateral_sections(volume: np.ndarray, spatial_sigma: float, range_sigma: fl
     -------
     ndarray of uint8, shape (z, y, x)
         Sections are continued by their border pixels. On noisy sections the mean difference from `bilateral_exact`
-        stays below 2 grey levels at the default number of taps.
+        stays below 2.5 grey levels at the default number of taps, and below 1 up to a spatial sigma of 1.5.
 
     References
     ----------
