@@ -163,6 +163,7 @@ def _healthy(process: subprocess.Popen[bytes], endpoint: str) -> bool:
         try:
             direct.open(endpoint, timeout=2)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 403:
                 return True
         except OSError:

@@ -9,7 +9,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cmseg_core.errors import InputError
-from cmseg_core.storage.store import DELETABLE, s3_endpoint, s3_location
+from cmseg_core.storage.keys import s3_endpoint, s3_location
+from cmseg_core.storage.store import DELETABLE
 
 _EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"}

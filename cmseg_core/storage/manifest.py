@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Acquisition, Manifest, OutputFile, first_problem
-from cmseg_core.storage.store import tree_files
+from cmseg_core.storage.trees import tree_files
 
 NAME = "manifest.json"
 

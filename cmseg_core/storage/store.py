@@ -7,14 +7,11 @@ atomically: a reader sees the whole object or none.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions as failures
@@ -22,72 +19,15 @@ from obstore.store import LocalStore, S3Store
 from zarr.storage import ObjectStore
 
 from cmseg_core.errors import InputError
+from cmseg_core.storage.keys import checked_key, checked_prefix, s3_endpoint, s3_location
+from cmseg_core.storage.trees import transfer, tree_files
 
 LAST = ("manifest.json",)
 """Files that declare a tree complete, and therefore arrive after everything else in it."""
 DELETABLE = "work"
 """The only top folder whose content may be deleted: stage outputs, which can be computed again."""
-PARALLEL_TRANSFERS = 8
 RETRIES = 5
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 Keys = list[str]
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|#\d+(/|$)")
-"""Control characters, backslashes, and the ``#1`` that a local store gives to its own unfinished files."""
-
-
-def checked_key(key: str) -> str:
-    """Return `key` where it is a relative POSIX path without tricks.
-
-    Raises
-    ------
-    InputError
-        Where it is empty or absolute, holds a backslash or a control character, an empty, ``.`` or ``..`` part, or a
-        part that ends in ``#`` and digits.
-    """
-    parts = key.split("/")
-    if _UNSAFE.search(key) or any(part in {"", ".", ".."} for part in parts):
-        raise InputError(
-            repr(key), "is not a valid key of the store", "use a relative path such as work/stage/file.json"
-        )
-    return key
-
-
-def checked_prefix(prefix: str) -> str:
-    """As `checked_key`, but the empty string (everything) and one closing slash are allowed; returned without it."""
-    prefix = prefix.removesuffix("/")
-    return checked_key(prefix) if prefix else ""
-
-
-def s3_location(uri: str) -> tuple[str, str]:
-    """Split ``s3://bucket/prefix`` into bucket and prefix (which may be empty)."""
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
-        raise InputError(uri, "is not the address of a bucket", "give s3://bucket or s3://bucket/prefix")
-    if not _BUCKET.fullmatch(parts.netloc):
-        raise InputError(uri, "is not a valid bucket name", "use 3 to 63 lower-case letters, digits, dots and hyphens")
-    return parts.netloc, checked_prefix(parts.path.removeprefix("/"))
-
-
-def s3_endpoint(endpoint: str | None) -> str | None:
-    """The endpoint to talk to: the one given, else that of ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``.
-
-    Raises
-    ------
-    InputError
-        For plain http to another machine: credentials and data would cross the network in the clear.
-    """
-    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not endpoint:
-        return None
-    parts = urlsplit(endpoint)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise InputError(endpoint, "is not an endpoint", "give a URL such as https://s3.example.org")
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise InputError(endpoint, "is plain http to another machine", "use https; http is for loopback only")
-    return endpoint.rstrip("/")
-
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # The umask can only be read by setting it, which is safe while the module is imported and not in a thread later.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
@@ -271,7 +211,7 @@ class Store:
         files = tree_files(Path(folder))
         prefix = checked_prefix(prefix)
         keys = {name: checked_key(f"{prefix}/{name}".lstrip("/")) for name in files}
-        _transfer(files, last, lambda name: self.upload_file(files[name], keys[name]))
+        transfer(files, last, lambda name: self.upload_file(files[name], keys[name]))
         return sorted(keys.values())
 
     def download_tree(self, prefix: str, folder: str | Path, last: Iterable[str] = LAST) -> list[Path]:
@@ -287,7 +227,7 @@ class Store:
         if not keys:
             raise KeyError(prefix)
         folder = Path(folder)
-        _transfer(keys, last, lambda name: self.download_file(keys[name], folder / name))
+        transfer(keys, last, lambda name: self.download_file(keys[name], folder / name))
         return sorted(folder / name for name in keys)
 
     def zarr_store(self, prefix: str, *, read_only: bool = False) -> ObjectStore:
@@ -346,41 +286,6 @@ class Store:
             return InputError(f"{self.uri}/{key}", "a file or a folder stands in its way", "choose another name")
         kind = OSError if self.is_local else ConnectionError
         return kind(f"{self.uri}/{key}: {text.strip().splitlines()[0]}")
-
-
-def tree_files(folder: Path) -> dict[str, Path]:
-    """Every regular file below `folder` as relative POSIX path to path, sorted.
-
-    Raises
-    ------
-    InputError
-        Where `folder` is no folder or holds anything else, such as a link: it could lead out of the tree.
-    """
-    if not folder.is_dir():
-        raise InputError(folder, "is not a folder", "give the path of an existing folder")
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InputError(path, "is neither a file nor a folder", "replace links by what they point to")
-        if path.is_file():
-            files[path.relative_to(folder).as_posix()] = path
-    return files
-
-
-def _transfer(names: Iterable[str], last: Iterable[str], move: Callable[[str], object]) -> None:
-    """Call `move` for every name in parallel, then for those in `last` one by one."""
-    names, last = list(names), list(last)
-    with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-        pending = [pool.submit(move, name) for name in names if name not in last]
-        try:
-            for future in pending:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    for name in last:
-        if name in names:
-            move(name)
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,18 +8,21 @@ the network and saves it anew. The plain file also keeps its hash, so that a ver
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from cmseg_core.storage.manifest import file_sha256
+from cmseg_core.tracking.catalogue import RegisteredVersion, check_name, describe, search
 from cmseg_core.tracking.connection import connect, experiment_id, reported
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Role = Literal["unet", "sam"]
 
@@ -35,9 +38,6 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 EXPERIMENT = "cmseg-models"
 ARTIFACT_FOLDER = "data"
-_REFERENCE = re.compile(
-    r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9 ._-]*)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[A-Za-z0-9_-]+))"
-)
 
 
 class ResolvedModel(Frozen):
@@ -60,38 +60,6 @@ class ResolvedModel(Frozen):
     version: str
     sha256: str
     path: Path
-
-
-class RegisteredVersion(Frozen):
-    """One version in the registry.
-
-    Attributes
-    ----------
-    name, version : str
-    aliases : tuple of str
-        Such as ``champion``.
-    tags : dict of str to str
-        With ``role`` and ``sha256``.
-    run_id : str
-        Run that made it.
-    source : str
-        Where its artifacts lie.
-    created : int
-        Milliseconds since 1970.
-    """
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-    tags: dict[str, str]
-    run_id: str
-    source: str
-    created: int
-
-    @property
-    def reference(self) -> str:
-        """``models:/name/version``."""
-        return f"models:/{self.name}/{self.version}"
 
 
 def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Path) -> ResolvedModel:
@@ -134,36 +102,6 @@ def packaged_model(role: Role) -> Path:
     if not path.is_file():
         raise InputError(path, "the packaged model is absent", "install cmseg anew, or name a model of your own")
     return path
-
-
-def describe(reference: str, tracking_uri: str) -> RegisteredVersion:
-    """Look up ``models:/name/version`` or ``models:/name@alias`` without fetching it; raises as `resolve_model`."""
-    match = _REFERENCE.fullmatch(reference)
-    if not match:
-        raise InputError(reference, "is not a reference to a model", "use models:/name/version or models:/name@alias")
-    client = connect(tracking_uri)
-    name, version, alias = match["name"], match["version"], match["alias"]
-    with reported(reference):
-        if alias is not None:
-            version = client.get_model_version_by_alias(name, alias).version
-        # Looked up by number in any case: only then are the aliases filled in.
-        return _version(client.get_model_version(name, str(version)))
-
-
-def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
-    """Every registered version, by name and number."""
-    client = connect(tracking_uri)
-    with reported(tracking_uri):
-        versions = [_version(client.get_model_version(v.name, str(v.version))) for v in _search(client, "")]
-    return sorted(versions, key=lambda v: (v.name, int(v.version)))
-
-
-def set_alias(name: str, alias: str, version: str, tracking_uri: str) -> None:
-    """Let ``models:/name@alias`` mean `version` from now on."""
-    client = connect(tracking_uri)
-    with reported(f"models:/{name}/{version}"):
-        client.get_model_version(name, version)
-        client.set_registered_model_alias(name, alias, version)
 
 
 def register_file(
@@ -210,7 +148,7 @@ def register_file(
     if not path.is_file():
         raise InputError(path, "is not a file", "give the file of a model")
     _check_suffix(path, role)
-    _check_name(name)
+    check_name(name)
     client = connect(tracking_uri)
     with reported(name):
         own_run = run_id is None
@@ -248,7 +186,7 @@ def ensure_champions(tracking_uri: str) -> dict[Role, str]:
     for role, name in MODEL_NAMES.items():
         path = packaged_model(role)
         with reported(name):
-            known = _search(client, f"name = '{name}' and tag.sha256 = '{file_sha256(path)}'")
+            known = search(client, f"name = '{name}' and tag.sha256 = '{file_sha256(path)}'")
             version = str(known[0].version) if known else register_file(path, name, role, tracking_uri)
             # A champion that somebody promoted stays.
             if CHAMPION not in client.get_registered_model(name).aliases:
@@ -304,29 +242,7 @@ def _model_file(found: RegisteredVersion, role: Role, folder: Path) -> Path:
     return chosen[0]
 
 
-def _version(version: object) -> RegisteredVersion:
-    return RegisteredVersion(
-        name=version.name,
-        version=str(version.version),
-        aliases=tuple(sorted(version.aliases)),
-        tags=dict(version.tags),
-        run_id=version.run_id or "",
-        source=version.source,
-        created=version.creation_timestamp,
-    )
-
-
-def _search(client: object, query: str) -> list:
-    found, token = [], None
-    while True:
-        page = client.search_model_versions(query, page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
-
-
-def _ensure_name(client: object, name: str) -> None:
+def _ensure_name(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -334,11 +250,6 @@ def _ensure_name(client: object, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _check_name(name: str) -> None:
-    if not _REFERENCE.fullmatch(f"models:/{name}/1"):
-        raise InputError(repr(name), "is not a name for a model", "use letters, digits, blanks, dots, _ and -")
 
 
 def _check_suffix(path: Path, role: Role) -> None:

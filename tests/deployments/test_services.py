@@ -56,6 +56,7 @@ def test_the_servers_behind_s3_are_closed_too(s3_store: Store, s3: ObjectStoreSe
             request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", data=b"x", method=method)
             with pytest.raises(urllib.error.HTTPError) as caught:
                 urllib.request.urlopen(request, timeout=10)
+            caught.value.close()
             assert caught.value.code in {400, 401, 403, 404, 405}
     assert s3_store.get("secret.txt") == b"private data"
 

@@ -9,15 +9,9 @@ import pytest
 from cmseg_core.errors import InputError
 from cmseg_core.storage.manifest import file_sha256
 from cmseg_core.tracking import registry
+from cmseg_core.tracking.catalogue import describe, list_versions, set_alias
 from cmseg_core.tracking.connection import default_tracking_uri
-from cmseg_core.tracking.registry import (
-    describe,
-    ensure_champions,
-    list_versions,
-    register_file,
-    resolve_model,
-    set_alias,
-)
+from cmseg_core.tracking.registry import ensure_champions, register_file, resolve_model
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cmseg_core.tracking.catalogue import describe
 from cmseg_core.tracking.connection import connect, default_tracking_uri
-from cmseg_core.tracking.registry import describe, register_file
+from cmseg_core.tracking.registry import register_file
 from cmseg_core.tracking.runs import flatten, training_run
 
 
