@@ -83,12 +83,12 @@ def stripe_energy(spectrum: np.ndarray, shape: tuple[int, int]) -> tuple[float, 
     """
     if min(shape) < SMALLEST_PX:
         return 1.0, 1.0
-    power = spectrum.real**2 + spectrum.imag**2
+    power = np.abs(spectrum) ** 2
     rings, sizes = _rings(shape)
     side, (height, width) = min(shape), shape
     mean_power = np.maximum(np.bincount(rings, power.ravel(), minlength=len(sizes)) / sizes, 1e-12)
     columns, rows = (np.arange(int(STRIPE_BAND[0] * n) + 2, int(STRIPE_BAND[1] * n)) for n in (width, height))
-    along_y = power[np.ix_([-1, 0, 1], columns)].mean(axis=0) / mean_power[_ring(columns / width, side)]
+    along_y = power[[-1, 0, 1]][:, columns].mean(axis=0) / mean_power[_ring(columns / width, side)]
     # The spectrum holds no negative frequencies of x; those of y mirror them.
     along_x = (power[rows, 0] + power[rows, 1] + power[-rows, 1]) / 3 / mean_power[_ring(rows / height, side)]
     return float(along_y.mean()), float(along_x.mean())

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
-from pydantic import computed_field
 
+from cmseg_core.acquisition.findings import QualityCheck, QualityReport, SectionProfile
 from cmseg_core.acquisition.measures import SectionFigures, compare, measure_section
 from cmseg_core.acquisition.source import SectionSource
 from cmseg_core.preprocess.intensity import find_window, to_uint8
-from cmseg_core.schema import Frozen, QualityConfig
+from cmseg_core.schema import QualityConfig
+
+__all__ = ["QualityCheck", "QualityReport", "SectionProfile", "assess"]
 
 WINDOW = (0.001, 0.999)
 """Quantiles that stand for 0 and 255 where the samples are not 8 bit."""
@@ -25,73 +28,6 @@ EQUAL_CHANGE = 0.1
 EQUAL_FLOOR = 1e-6
 BREAK_CHANGE = (3.0, 0.1)
 """A change above this multiple of the median change plus this constant is a break."""
-
-
-class QualityCheck(Frozen):
-    """One check: passed where the figure keeps its limit.
-
-    Attributes
-    ----------
-    name : str
-    figure, limit : float
-    passed : bool
-    detail : str
-        One sentence for people.
-    sections : tuple of int
-        The first sections at fault, counted from 0.
-    """
-
-    name: str
-    figure: float
-    limit: float
-    passed: bool
-    detail: str
-    sections: tuple[int, ...] = ()
-
-
-class SectionProfile(Frozen):
-    """Figures along the stack, one a section; None where a figure is undefined."""
-
-    mean: tuple[float, ...]
-    """8-bit grey levels."""
-    deviation: tuple[float, ...]
-    """8-bit grey levels."""
-    snr: tuple[float | None, ...]
-    shift_px: tuple[float | None, ...]
-    """Against the last section that is not blank."""
-    change: tuple[float | None, ...]
-    """1 minus the correlation with it."""
-
-
-class QualityReport(Frozen):
-    """All checks of one acquisition.
-
-    Attributes
-    ----------
-    checks : tuple of QualityCheck
-    sections : int
-    profile : SectionProfile
-    fatal : str, optional
-        Why the acquisition must not be processed; None where it may be, even with failed checks.
-    """
-
-    checks: tuple[QualityCheck, ...]
-    sections: int
-    profile: SectionProfile
-    fatal: str | None
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def passed(self) -> bool:
-        """Every check passed."""
-        return all(check.passed for check in self.checks)
-
-    def check(self, name: str) -> QualityCheck:
-        """The check called `name`; KeyError where there is none."""
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
 
 
 def assess(source: SectionSource, limits: QualityConfig) -> QualityReport:
@@ -209,7 +145,9 @@ def _sections(source: SectionSource, limits: QualityConfig) -> QualityCheck:
     )  # fmt: skip
 
 
-def _upper(name: str, figure: float, limit: float, detail: str, sections: np.ndarray | list[int] = ()) -> QualityCheck:
+def _upper(
+    name: str, figure: float, limit: float, detail: str, sections: Sequence[int] | np.ndarray = ()
+) -> QualityCheck:
     """A check whose figure may not exceed its limit."""
     listed = tuple(int(z) for z in sections[:LISTED])
     return QualityCheck(

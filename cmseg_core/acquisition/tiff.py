@@ -68,7 +68,7 @@ class TiffSections:
         per_section = self.shape[1] * self.shape[2] * self.stored_dtype.itemsize
         with self.path.open("rb") as stream:
             stream.seek(self.offset + start * per_section)
-            if stream.readinto(memoryview(slab).cast("B")) != slab.nbytes:
+            if stream.readinto(slab.data.cast("B")) != slab.nbytes:
                 raise InputError(self.path, "ends before its last section (truncated)", EXPORT_AGAIN)
         if self.stored_dtype != self.dtype:
             slab.byteswap(inplace=True)
@@ -120,7 +120,10 @@ def _checked(path: Path, tif: tifffile.TiffFile, directories: int, dtypes: tuple
     if main.dataoffset is not None:
         _refuse_short(path, main.dataoffset + main.nbytes)
     pages = () if run else _page_numbers(path, main, shape[0])
-    facts: dict[str, Any] = {"format": _format(tif), "compression": main.keyframe.compression.name.lower()}
+    facts: dict[str, Any] = {
+        "format": _format(tif),
+        "compression": tifffile.COMPRESSION(main.keyframe.compression).name.lower(),
+    }
     if main.keyframe.photometric == 0:
         facts["white_is_zero"] = True
     endian = np.dtype(tif.byteorder + stored.str[1:]) if stored.itemsize > 1 else stored

@@ -37,11 +37,6 @@ class Statement:
     y: float | None = None
     x: float | None = None
 
-    @property
-    def complete(self) -> bool:
-        """All three lengths are there."""
-        return None not in (self.z, self.y, self.x)
-
     def as_json(self) -> dict[str, Any]:
         """The statement as plain values."""
         return {"origin": self.origin, "z": self.z, "y": self.y, "x": self.x}
@@ -108,8 +103,8 @@ def resolve(path: Path, given: VoxelSize | None, stated: Iterable[Statement]) ->
     stated = tuple(stated)
     _refuse_contradiction(path, stated)
     for statement in stated:
-        if statement.complete:
-            return VoxelSize.from_zyx((statement.z, statement.y, statement.x)), statement.origin
+        if statement.z and statement.y and statement.x:
+            return VoxelSize(z=statement.z, y=statement.y, x=statement.x), statement.origin
     for s in stated:
         if s.y and s.x:
             raise InputError(

@@ -143,14 +143,14 @@ class CubeGrid:
             return _take(cube, tuple(np.clip(np.floor(u), 0, self.side - 1).astype(np.int64) for u in places), 0)
         return _blend(cube, tuple(u - 0.5 for u in places), tuple(np.ones(n, bool) for n in self.crop_shape), 0)
 
-    def _expect(self, volume: np.ndarray, shape: Grid) -> None:
+    def _expect(self, volume: np.ndarray, shape: tuple[int, ...]) -> None:
         if volume.shape != tuple(shape):
             raise ValueError(f"the volume has shape {volume.shape}, the grid {tuple(shape)}")
 
 
-def _take(volume: np.ndarray, indices: tuple[np.ndarray, np.ndarray, np.ndarray], fill: float) -> np.ndarray:
+def _take(volume: np.ndarray, indices: tuple[np.ndarray, ...], fill: float) -> np.ndarray:
     out = np.empty(tuple(len(i) for i in indices), volume.dtype)
-    _take_kernel(np.ascontiguousarray(volume), out, *indices, volume.dtype.type(fill))
+    _take_kernel(np.ascontiguousarray(volume), out, indices, volume.dtype.type(fill))
     return out
 
 
@@ -170,12 +170,15 @@ def _blend(
         share.append((place - low).astype(np.float32))
     out = np.empty(tuple(len(p) for p in places), volume.dtype)
     rounding = np.float32(0.5 if volume.dtype.kind in "ui" else 0.0)
-    _blend_kernel(np.ascontiguousarray(volume), out, *lower, *upper, *share, volume.dtype.type(fill), rounding)
+    _blend_kernel(
+        np.ascontiguousarray(volume), out, tuple(lower), tuple(upper), tuple(share), volume.dtype.type(fill), rounding
+    )
     return out
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def _take_kernel(volume, out, iz, iy, ix, fill):
+def _take_kernel(volume, out, indices, fill):
+    iz, iy, ix = indices
     for z in numba.prange(iz.size):
         for y in range(iy.size):
             if iz[z] < 0 or iy[y] < 0:
@@ -189,7 +192,8 @@ def _take_kernel(volume, out, iz, iy, ix, fill):
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)
-def _blend_kernel(volume, out, lz, ly, lx, uz, uy, ux, wz, wy, wx, fill, rounding):
+def _blend_kernel(volume, out, lower, upper, share, fill, rounding):
+    (lz, ly, lx), (uz, uy, ux), (wz, wy, wx) = lower, upper, share
     one = np.float32(1.0)
     for z in numba.prange(lz.size):
         blended = np.empty(volume.shape[2], np.float32)
