@@ -1,0 +1,133 @@
+"""What the command line prints: results on standard output, all else on standard error, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+DONE, FAULT, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class Console:
+    """Where the result of a command goes.
+
+    Parameters
+    ----------
+    as_json : bool
+        Print the result as one JSON document. Standard output then carries nothing else, whatever libraries print:
+        its file descriptor is pointed at standard error.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._out: IO[str] = sys.stdout
+        if as_json:
+            sys.stdout.flush()
+            self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+            os.dup2(2, 1)
+
+    def result(self, document: Any, text: str) -> None:
+        """Print the outcome: `document` with ``--json``, else `text`."""
+        print(json.dumps(document, indent=2, allow_nan=False) if self.as_json else text, file=self._out, flush=True)
+
+    def say(self, line: str) -> None:
+        """Tell how work goes on."""
+        print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal, one line elsewhere; gives a callable that takes the steps done since its last call."""
+        if not sys.stderr.isatty():
+            self.say(title)
+            yield lambda steps: None
+            return
+        from rich.console import Console as Terminal
+        from rich.progress import Progress
+
+        with Progress(console=Terminal(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda steps: bar.advance(task, steps)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """A line about a stage, with the time it took."""
+        self.say(f"{title} ...")
+        began = time.monotonic()
+        yield
+        self.say(f"{title}: done in {time.monotonic() - began:.0f} s")
+
+
+def exit_status(action: Callable[[], int | None], *, debug: bool) -> int:
+    """Run a command and turn whatever it raises into one line on standard error and an exit status.
+
+    Parameters
+    ----------
+    action : callable
+        Returns the exit status, or None for done.
+    debug : bool
+        Print tracebacks.
+
+    Returns
+    -------
+    int
+    """
+    from cyclopts import CycloptsError
+    from pydantic import ValidationError
+
+    from cmseg_core.errors import InputError
+    from cmseg_core.schema import first_problem
+
+    try:
+        return action() or DONE
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same command again to go on", debug)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more as it flushes
+        return DONE
+    except (CycloptsError, InputError) as error:
+        _complain(str(error), debug)
+        return BAD_INPUT
+    except ValidationError as error:
+        _complain(f"{error.title}: {first_problem(error)}; see docs/settings.md for names and ranges", debug)
+        return BAD_INPUT
+    except Exception as error:  # the last line of defence: a user gets one line, and the traceback goes to a file
+        where = "" if debug else f"; {_kept_traceback()}"
+        _complain(f"a fault of cmseg: {type(error).__name__}: {error}{where}", debug)
+        return FAULT
+
+
+def one_line(text: str) -> str:
+    """Any text on one line."""
+    return " ".join(text.split())
+
+
+def wants(tokens: Sequence[str], option: str) -> bool:
+    """Whether a flag stands among the arguments, before a ``--`` that ends the options."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    return option in tokens[:end]
+
+
+def _complain(line: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"cmseg: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+def _kept_traceback() -> str:
+    """Write the traceback to a file of the workspace and say where it lies."""
+    folder = Path(os.environ.get("CMSEG_WORKSPACE") or "~/.cmseg").expanduser().absolute() / "logs"
+    path = folder / f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}", encoding="utf-8")
+    except OSError:
+        return "run it again with --debug to see the traceback"
+    return f"the traceback is in {path}"

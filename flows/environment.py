@@ -1,0 +1,69 @@
+"""The environment of a process that runs flows: set before Prefect and the numeric libraries are imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import Workspace
+
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+)
+_QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    "KERAS_BACKEND": "tensorflow",
+}
+
+
+def prepare(workspace: Workspace) -> None:
+    """Set what the libraries read from the environment when they are imported; what is set already stays.
+
+    Without ``PREFECT_API_URL`` flows run against a server of this process alone, whose database lies in the workspace.
+
+    Parameters
+    ----------
+    workspace : Workspace
+
+    Raises
+    ------
+    InputError
+        Where the workspace cannot be written.
+    """
+    home = workspace.workspace / "prefect"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made ({error.strerror})"
+        raise InputError(home, reason, "set CMSEG_WORKSPACE to a folder that can be written") from error
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(workspace.threads or cores)
+    settings = dict.fromkeys(_THREADS, threads) | {"TF_NUM_INTEROP_THREADS": "1"} | _QUIET
+    settings |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, PlainErrors) for f in logger.filters):
+            logger.addFilter(PlainErrors())
+
+
+class PlainErrors(logging.Filter):
+    """Leaves bad input to whoever called the flow, who says it in one line: no trace of the code that found it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, InputError)

@@ -1,0 +1,113 @@
+"""What is asked of the pipeline for one acquisition, and what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cmseg_core.schema import Frozen, PipelineConfig, Stage, VoxelSize
+from cmseg_core.storage.store import Store
+
+
+class StoreAddress(Frozen):
+    """Where the artifact store is; credentials come from the environment of whoever opens it."""
+
+    uri: str
+    endpoint: str | None = None
+    region: str = "us-east-1"
+
+    def open(self) -> Store:
+        """The store."""
+        return Store.open(self.uri, endpoint=self.endpoint, region=self.region)
+
+
+class AcquisitionRequest(Frozen):
+    """One acquisition to process.
+
+    Attributes
+    ----------
+    name : str
+        Letters, digits, ``.``, ``_`` and ``-``; never a path.
+    source : str
+        Path of the stack, or ``s3://bucket/key``.
+    origin : str, optional
+        How the manifest and the report name the source; `source` itself by default. A stack that was fetched to a
+        passing folder keeps its name in the store.
+    voxel_size : VoxelSize, optional
+        None takes what the stack states.
+    truth_cells, truth_organelles : str, optional
+        Label stacks to score against.
+    stages : dict
+        Cell id of the truth to its stage; where empty, ``stages`` of an ``acquisition.json`` beside the stack.
+    config : PipelineConfig
+    store : str
+        URI of the store that keeps the outputs of the stages.
+    s3_endpoint, s3_region : str
+        Of the store.
+    out : Path, optional
+        Folder of the result; None publishes below ``acquisitions/<name>/`` of the store.
+    unet, sam : str
+        Model references.
+    tracking_uri : str
+        Of the model registry.
+    workspace : Path
+        Folder of local state: fetched models and passing files.
+    max_memory_gb : float
+        Acquisitions that would need more are refused.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    source: str
+    origin: str | None = None
+    voxel_size: VoxelSize | None = None
+    truth_cells: str | None = None
+    truth_organelles: str | None = None
+    stages: dict[int, Stage] = Field(default_factory=dict)
+    config: PipelineConfig = Field(default_factory=PipelineConfig)
+    store: str
+    s3_endpoint: str | None = None
+    s3_region: str = "us-east-1"
+    out: Path | None = None
+    unet: str = "packaged"
+    sam: str = "packaged"
+    tracking_uri: str
+    workspace: Path
+    max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
+
+    @property
+    def address(self) -> StoreAddress:
+        """Where the store is."""
+        return StoreAddress(uri=self.store, endpoint=self.s3_endpoint, region=self.s3_region)
+
+
+class AcquisitionResult(Frozen):
+    """What became of one acquisition.
+
+    Attributes
+    ----------
+    name : str
+    state : {"published", "quarantined"}
+    reason : str, optional
+        Why it was quarantined.
+    location : str
+        Folder or URI of the result, or of the reason.
+    cells : int
+        Cells that were found.
+    quarantined_cells : dict of str to str
+        Cell id to the reason why it has no organelles.
+    evaluation : dict, optional
+        Content of ``evaluation.json``.
+    recomputed : bool
+        False where the same result was there already.
+    """
+
+    name: str
+    state: Literal["published", "quarantined"]
+    reason: str | None = None
+    location: str
+    cells: int = 0
+    quarantined_cells: dict[str, str] = Field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    recomputed: bool = True
