@@ -1,4 +1,4 @@
-"""Random changes of sections that leave their labels right: one warp for the geometry, a look-up table for the greys."""
+"""Random changes of sections that leave their labels right: one warp for the geometry, one table for the greys."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def build_unet(
     channels; the skip passes an additive attention gate, is concatenated, and two convolutions follow. A 1 x 1
     convolution and a softmax over the classes, always in float32, end it.
 
-    With ``classes=6, width=64, depth=4`` the kernels that Table 2 lists hold 28,238,784 weights (:func:`table_weights`).
-    The table has two rows a level going up, so it leaves out the up-convolutions (6,266,880 weights). With those, the
+    With ``classes=6, width=64, depth=4`` the kernels of Table 2 hold 28,238,784 weights (:func:`table_weights`). The
+    table has two rows a level going up, so it leaves out the up-convolutions (6,266,880 weights). With those, the
     attention gates (1,045,444), batch normalisation (13,696) and the 6 biases of the last layer, the network has
     35,564,810 trainable parameters, and 13,696 running statistics beside them.
 

@@ -258,12 +258,11 @@ def _run(
     best, best_score = network.get_weights(), -1.0
     for epoch in range(config.epochs):
         began = time.monotonic()
-        losses = []
+        steps: list[tuple[float, float]] = []
         batches = sampler.batches(epoch * config.steps_per_epoch, config.steps_per_epoch)
-        for loss, rate in _steps(network, batches, config, epoch, start, limit):
-            losses.append(loss)
+        steps.extend(_steps(network, batches, config, epoch, start, limit))
         seconds = time.monotonic() - began
-        mean_loss = float(np.mean(losses)) if losses else math.nan
+        mean_loss = float(np.mean([loss for loss, _ in steps]))
         if not math.isfinite(mean_loss):
             if not history:
                 raise TrainingDiverged("the loss is not finite: lower the learning rate, or train in float32")
@@ -272,9 +271,9 @@ def _run(
             "epoch": epoch + 1,
             "epochs": config.epochs,
             "loss": mean_loss,
-            "learning_rate": rate,
+            "learning_rate": steps[-1][1],
             "seconds": seconds,
-            "sections_per_second": len(losses) * config.batch_size / seconds,
+            "sections_per_second": len(steps) * config.batch_size / seconds,
         }
         if held_out:
             row["iou"], row["mean_iou"] = _score(network, held_out, taxonomy)
@@ -297,7 +296,7 @@ def _steps(
     start: float,
     limit: float | None,
 ) -> Iterator[tuple[float, float]]:
-    """Loss and learning rate of every step of an epoch; ends early at the wall-clock limit or a loss that is no number."""
+    """Loss and learning rate of each step of an epoch; ends early at the time limit or a loss that is no number."""
     total = config.epochs * config.steps_per_epoch
     for number, (images, labels) in enumerate(batches):
         elapsed = 0.0 if limit is None else (time.monotonic() - start) / limit

@@ -1,0 +1,150 @@
+"""Organelles of one cell, from sections across one axis or all three."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmseg_core.errors import InputError
+from cmseg_core.organelles.calibration import apply_temperature
+from cmseg_core.organelles.dataset import denoise, section_stack
+from cmseg_core.organelles.fusion import FusedProbabilities
+from cmseg_core.organelles.isolation import dilate, isolate_cell, resin_grey
+from cmseg_core.organelles.model import OrganelleModel
+from cmseg_core.preprocess.median import median_3x3x3, mode_3x3x3
+from cmseg_core.preprocess.resample import CubeGrid
+from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
+
+REACH_VOXELS = 4
+"""How far outside its mask a cell may still be found: the outline of the network is better than the mask's."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellSegmentation:
+    """Organelles of one cell on the native grid of its crop.
+
+    Attributes
+    ----------
+    labels : ndarray of uint8, shape (z, y, x)
+        Class ids.
+    confidence : ndarray of uint8, shape (z, y, x)
+        Fused probability of the winning class, 0..255.
+    disagreement : float
+        Share of the cell's voxels in which the directions name different classes; 0 with one direction.
+    """
+
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+    disagreement: float
+
+
+def segment_cell(
+    image: NDArray[np.uint8],
+    own: NDArray[np.bool_] | None,
+    others: NDArray[np.bool_] | None,
+    voxel_size: VoxelSize,
+    model: OrganelleModel,
+    config: OrganellesConfig,
+    preprocess: PreprocessConfig,
+) -> CellSegmentation:
+    """Label the organelles of one cell.
+
+    The crop becomes a cube of the network's section size, its neighbours replaced by resin; sections across each axis
+    are labelled and fused, the class ids filtered, and the result is brought back to the native grid.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (z, y, x)
+        Crop round the cell, windowed and median filtered.
+    own, others : ndarray of bool, shape (z, y, x), or None
+        The cell, and the union of the other cells. None: the whole crop is the cell's.
+    voxel_size : VoxelSize
+    model : OrganelleModel
+    config : OrganellesConfig
+    preprocess : PreprocessConfig
+
+    Returns
+    -------
+    CellSegmentation
+        Background in the other cells, and beyond four voxels outside `own`.
+
+    Raises
+    ------
+    InputError
+        Where the image is not 8 bit or the shapes differ.
+    """
+    _check(image, own, others)
+    cell = np.ones(image.shape, dtype=np.bool_) if own is None else own
+    grid = CubeGrid(image.shape, voxel_size, model.section_size)
+    isolated = isolate_cell(image, cell, others)
+    cube = denoise(grid.to_cube(isolated, preprocess.interpolation, resin_grey(image, cell, others)), preprocess)
+    fused = predict_cube(cube, model, config)
+    labels = fused.labels()
+    disagreement = fused.disagreement(labels)
+    if config.filter != "none":
+        labels = (median_3x3x3 if config.filter == "median" else mode_3x3x3)(labels)
+    native = grid.to_native(labels, "nearest")
+    native[_out_of_bounds(own, others, image.shape)] = 0
+    return CellSegmentation(native, grid.to_native(fused.confidence(), "nearest"), disagreement)
+
+
+def predict_cube(cube: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> FusedProbabilities:
+    """Fused class probabilities of a cube of the network's section size.
+
+    Parameters
+    ----------
+    cube : ndarray of uint8, shape (side, side, side)
+    model : OrganelleModel
+    config : OrganellesConfig
+        Directions, rule of fusion and batch size.
+
+    Returns
+    -------
+    FusedProbabilities
+    """
+    side = cube.shape[0]
+    fused = FusedProbabilities(side, len(model.taxonomy), config.directions, config.fusion)
+    for axis in range(config.directions):
+        for start in range(0, side, config.batch_size):
+            count = min(config.batch_size, side - start)
+            sections = [section_stack(cube, axis, start + i, model.channels) for i in range(count)]
+            fused.add(axis, start, predict_sections(np.stack(sections), model, config.batch_size))
+    return fused
+
+
+def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_size: int) -> NDArray[np.float32]:
+    """Calibrated class probabilities of up to `batch_size` sections.
+
+    Parameters
+    ----------
+    sections : ndarray of uint8, shape (sections, height, width, channels)
+    model : OrganelleModel
+    batch_size : int
+        The batch is filled up to it, so that the network is compiled for one shape only.
+
+    Returns
+    -------
+    ndarray of float32, shape (sections, height, width, classes)
+    """
+    batch = np.zeros((batch_size, *sections.shape[1:]), dtype=np.float32)
+    np.divide(sections, np.float32(255), out=batch[: len(sections)], casting="unsafe")
+    probabilities = np.asarray(model.network.predict_on_batch(batch), dtype=np.float32)[: len(sections)]
+    return apply_temperature(probabilities, model.temperature)
+
+
+def _out_of_bounds(
+    own: NDArray[np.bool_] | None, others: NDArray[np.bool_] | None, shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    outside = np.zeros(shape, dtype=np.bool_) if own is None else ~dilate(own, REACH_VOXELS)
+    return outside if others is None else outside | others
+
+
+def _check(image: NDArray[np.uint8], own: NDArray[np.bool_] | None, others: NDArray[np.bool_] | None) -> None:
+    if image.ndim != 3 or image.dtype != np.uint8:
+        raise InputError("crop", f"is {image.dtype} of shape {image.shape}", "give a uint8 stack (z, y, x)")
+    for name, mask in (("own", own), ("others", others)):
+        if mask is not None and (mask.shape != image.shape or mask.dtype != np.bool_):
+            reason = f"is {mask.dtype} of shape {mask.shape}, the crop has {image.shape}"
+            raise InputError(f"mask of {name}", reason, "give a bool mask of the crop's shape")
