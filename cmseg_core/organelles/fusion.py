@@ -15,9 +15,10 @@ class FusedProbabilities:
     """Running element-wise maximum, or mean, of class probabilities over directions.
 
     Only one array of classes x voxels is held, as uint16, whatever the number of directions.
-
-    Parameters
-    ----------
+    Probabilities are held as 16-bit numbers, once for all directions, and the class that each direction chose as 8-bit
+    ids: ``(2 * classes + directions) * side**3`` bytes, where the stacked probabilities of three directions would take
+    ``12 * classes * side**3``. Every section of every direction is given once, to :meth:`add` or
+    :meth:`add_background`.
     side : int
         Edge of the cube.
     classes : int
