@@ -36,12 +36,13 @@ def shrink(read: Read, shape: Grid, target: Grid) -> np.ndarray:
     out = np.empty(target, np.uint8)
     sections = _reduced_sections(read, shape, target[1:])
     held: dict[int, np.ndarray] = {}
+    seen = 0
     for position in range(target[0]):
         places, weights = _cover(position, shape[0], target[0])
-        for _ in range(len(held) and max(held) + 1, places[-1] + 1):
-            number, section = next(sections)
-            held[number] = section
         held = {number: section for number, section in held.items() if number >= places[0]}
+        while seen <= places[-1]:
+            held[seen] = next(sections)
+            seen += 1
         total = sum(held[place] * np.float32(weight) for place, weight in zip(places, weights, strict=True))
         out[position] = np.clip(np.floor(total + np.float32(0.5)), 0, 255)
     return out
@@ -76,17 +77,17 @@ def covering_voxel(shape: Grid, target: Grid, voxel_size: VoxelSize) -> VoxelSiz
     return VoxelSize.from_zyx(n * edge / m for n, m, edge in zip(shape, target, voxel_size.zyx, strict=True))
 
 
-def _reduced_sections(read: Read, shape: Grid, target: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Every section with its final rows and columns, as float32, numbered."""
+def _reduced_sections(read: Read, shape: Grid, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Every section with its final rows and columns, as float32."""
     smaller = target[0] <= shape[1] and target[1] <= shape[2]
     method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     for start in range(0, shape[0], READ_SECTIONS):
         slab = read(start, min(start + READ_SECTIONS, shape[0]))
-        for offset, section in enumerate(slab):
+        for section in slab:
             reduced = section.astype(np.float32)
             if reduced.shape != target:
                 reduced = cv2.resize(reduced, (target[1], target[0]), interpolation=method)
-            yield start + offset, reduced
+            yield reduced
 
 
 def _cover(position: int, size: int, target: int) -> tuple[range, list[float]]:

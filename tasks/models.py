@@ -1,0 +1,60 @@
+"""Models at hand in this process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import PipelineConfig, Taxonomy
+from cmseg_core.tracking.registry import ResolvedModel, Role, resolve_model
+from tasks.request import AcquisitionRequest
+
+if TYPE_CHECKING:
+    from cmseg_core.organelles.model import OrganelleModel
+
+
+def resolve_models(request: AcquisitionRequest) -> dict[Role, ResolvedModel]:
+    """The models that a request needs, as files; nothing is loaded.
+
+    Raises
+    ------
+    InputError
+        Where a reference leads nowhere.
+    """
+    wanted: dict[Role, str] = {"unet": request.unet}
+    if request.config.foreground.method == "sam":
+        wanted["sam"] = request.sam
+    cache = request.workspace / "models"
+    return {role: resolve_model(name, role, request.tracking_uri, cache) for role, name in wanted.items()}
+
+
+def organelle_model(resolved: ResolvedModel) -> OrganelleModel:
+    """The network, loaded once a process however many cells it labels."""
+    return _load(resolved.path, resolved.sha256)
+
+
+def agreed_taxonomy(config: PipelineConfig, resolved: ResolvedModel) -> Taxonomy:
+    """The classes of a run: those of the model, in the colours of the settings where these name the same classes.
+
+    Raises
+    ------
+    InputError
+        Where the settings state other classes than the model was trained for.
+    """
+    trained = organelle_model(resolved).taxonomy
+    if config.taxonomy.names == trained.names:
+        return config.taxonomy
+    if "taxonomy" in config.model_fields_set:
+        reason = f"was trained for {', '.join(trained.names)}, the settings name {', '.join(config.taxonomy.names)}"
+        raise InputError(resolved.reference, reason, "leave the taxonomy out of the settings, or name another model")
+    return trained
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, _sha256: str) -> OrganelleModel:
+    # TensorFlow takes seconds to import: only a process that labels cells pays for it.
+    from cmseg_core.organelles.model import load_model
+
+    return load_model(path)

@@ -1,0 +1,56 @@
+"""Organelles of one cell."""
+
+from __future__ import annotations
+
+import numpy as np
+from prefect import task
+
+from cmseg_core.instances.regions import CellRegion, crop_box
+from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
+from cmseg_core.storage.stages import StageRef
+from cmseg_core.tracking.registry import ResolvedModel
+from tasks.models import organelle_model
+from tasks.request import StoreAddress
+from tasks.stage import HOUR, RESUMABLE, opened, stage_output
+
+REVISION = 1
+
+
+@task(name="organelles", task_run_name="organelles-{region.cell_id}", timeout_seconds=HOUR, **RESUMABLE)
+def organelles(
+    *,
+    region: CellRegion,
+    preprocessed: StageRef,
+    separated: StageRef,
+    voxel_size: VoxelSize,
+    unet: ResolvedModel,
+    config: OrganellesConfig,
+    preprocess: PreprocessConfig,
+    store: StoreAddress,
+) -> StageRef:
+    """Label the organelles of one cell: ``labels`` and ``confidence`` on the native grid of its crop."""
+    inputs = {"preprocess": preprocessed.key, "instances": separated.key, "unet": unet.sha256}
+    filters = preprocess.model_dump(exclude={"window_percentiles", "stretch_8bit", "median_size"})
+    settings = {"cell": region.cell_id, "organelles": config, "preprocess": filters}
+    output = stage_output(store, "organelles", inputs, settings, REVISION)
+    if not output.complete:
+        # TensorFlow is imported only where a cell is labelled.
+        from cmseg_core.organelles.inference import segment_cell
+
+        image = opened(preprocessed, store).array("image")
+        box = crop_box(region, image.shape, voxel_size, config.margin_nm)
+        ids = np.asarray(opened(separated, store).array("cells")[box])
+        own = ids == region.cell_id
+        found = segment_cell(
+            np.ascontiguousarray(image[box]),
+            own,
+            (ids > 0) & ~own,
+            voxel_size,
+            organelle_model(unet),
+            config,
+            preprocess,
+        )
+        output.create_array("labels", found.labels.shape, np.uint8)[:] = found.labels
+        output.create_array("confidence", found.confidence.shape, np.uint8)[:] = found.confidence
+        output.commit({"disagreement": found.disagreement})
+    return output.reference

@@ -1,0 +1,76 @@
+"""What all stages share: how they are keyed, retried and found again.
+
+Completion lives in the store, under the stage's key, where any process on any machine sees it. Prefect therefore
+caches and persists nothing: a second record of what is done could only disagree with the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+from pydantic import BaseModel
+
+import cmseg_core
+from cmseg_core.storage.stages import StageOutput, StageRef, stage_key
+from tasks.request import StoreAddress
+
+HOUR = 3600
+SLAB = 64
+"""Sections that a stage holds at a time, and the depth of a shard of the volumes it writes."""
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether another attempt may help: for a failing disk or service, never for bad input or a fault of ours."""
+    try:
+        state.result()
+    except OSError as error:
+        return not isinstance(error, _LASTING)
+    except BaseException:
+        return False
+    return False
+
+
+RESUMABLE: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": is_transient,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "tags": ["cmseg"],
+}
+"""Options of every stage's task."""
+
+
+def stage_output(
+    store: StoreAddress,
+    stage: str,
+    inputs: Mapping[str, str],
+    config: Mapping[str, Any] | BaseModel,
+    revision: int,
+) -> StageOutput:
+    """Where the output of a stage stands, or will.
+
+    Parameters
+    ----------
+    store : StoreAddress
+    stage : str
+    inputs : mapping of str to str
+        Role to key or content hash of everything that the stage reads.
+    config : mapping or model
+        The settings that the stage looks at.
+    revision : int
+        Of the stage's own code, raised whenever its output changes within a version of the package.
+    """
+    code = f"{cmseg_core.__version__}+{revision}"
+    return StageOutput(store.open(), stage, stage_key(stage, inputs, config, code))
+
+
+def opened(reference: StageRef, store: StoreAddress) -> StageOutput:
+    """The output that a former stage left."""
+    return StageOutput.from_reference(reference, store.open())
