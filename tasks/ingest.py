@@ -16,9 +16,7 @@ REVISION = 1
 
 
 @task(name="ingest", task_run_name="ingest", timeout_seconds=4 * HOUR, **RESUMABLE)
-def ingest(
-    *, source: str, sha256: str, voxel_size: VoxelSize, quality: QualityConfig, store: StoreAddress
-) -> StageRef:
+def ingest(*, source: str, sha256: str, voxel_size: VoxelSize, quality: QualityConfig, store: StoreAddress) -> StageRef:
     """Copy the sections as they are to ``raw``, and judge them in ``qc.json``.
 
     Raises

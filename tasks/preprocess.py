@@ -39,9 +39,7 @@ def preprocess(*, ingested: StageRef, config: PreprocessConfig, store: StoreAddr
     return output.reference
 
 
-def _filtered(
-    read: Callable[[int, int], np.ndarray], size: int, depth: int
-) -> Callable[[int, int], np.ndarray]:
+def _filtered(read: Callable[[int, int], np.ndarray], size: int, depth: int) -> Callable[[int, int], np.ndarray]:
     if not size:
         return read
     return lambda start, stop: median_slab(read, start, stop, depth)

@@ -1,0 +1,270 @@
+"""One acquisition, from its stack to its report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, unmapped
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from cmseg_core.errors import InputError
+from cmseg_core.instances.regions import CellRegion, crop_box
+from cmseg_core.schema import Manifest
+from cmseg_core.storage import manifest
+from cmseg_core.storage.stages import StageRef
+from tasks.assemble import assemble
+from tasks.check import Checked, check
+from tasks.deliver import Made, deliver
+from tasks.evaluate import evaluate
+from tasks.foreground import foreground
+from tasks.ingest import ingest
+from tasks.instances import instances, regions_of
+from tasks.measure import measure
+from tasks.models import agreed_taxonomy
+from tasks.organelles import organelles
+from tasks.preprocess import preprocess
+from tasks.request import AcquisitionRequest, AcquisitionResult
+from tasks.source import fetch
+from tasks.stage import opened
+
+log = logging.getLogger("cmseg.flows")
+
+WORKERS = 1
+"""Cells labelled at a time. TensorFlow spreads one cell over all cores; two at once would share the same cores and hold
+twice the memory."""
+
+
+@flow(
+    name="process-acquisition",
+    flow_run_name="process-{request.name}",
+    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),
+    persist_result=False,
+    validate_parameters=False,
+)
+def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
+    """Segment one acquisition and publish the result.
+
+    Stages whose outputs stand in the store already are not computed again; a result that is published already, with
+    the same inputs, settings, models and code, is verified and left alone.
+
+    Raises
+    ------
+    InputError
+        For bad input, before anything is written to the result's place.
+    """
+    with _at_hand(request) as (request, scratch):
+        checked = check(request)
+        former = _published(request, checked)
+        if former is not None:
+            return former
+        if request.out is not None:
+            manifest.check_output(request.out)
+        made, taxonomy = _compute(request, checked)
+        location = deliver(
+            checked=checked,
+            made=made,
+            config=request.config,
+            taxonomy=taxonomy,
+            store=request.address,
+            destination=request.name,
+            scratch=scratch,
+            out=request.out,
+        )
+        evaluation = made.evaluate and opened(made.evaluate, request.address).read_json("evaluation.json")
+        return AcquisitionResult(
+            name=request.name,
+            state="published",
+            location=location,
+            cells=len(regions_of(made.instances, request.address)),
+            quarantined_cells=made.quarantined_cells,
+            evaluation=evaluation,
+        )
+
+
+def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
+    """Run every stage up to the scores."""
+    config, store = request.config, request.address
+    voxel_size = checked.acquisition.voxel_size
+    taxonomy = agreed_taxonomy(config, checked.models["unet"])
+    ingested = ingest(
+        source=request.source,
+        sha256=checked.acquisition.sha256,
+        voxel_size=voxel_size,
+        quality=config.quality,
+        store=store,
+    )
+    preprocessed = preprocess(ingested=ingested, config=config.preprocess, store=store)
+    evidence = foreground(
+        preprocessed=preprocessed,
+        voxel_size=voxel_size,
+        config=config.foreground,
+        sam=checked.models.get("sam"),
+        store=store,
+    )
+    separated = instances(
+        evidence=evidence,
+        shape=checked.shape,
+        voxel_size=voxel_size,
+        cell_diameter_nm=config.foreground.cell_diameter_nm,
+        config=config.instances,
+        store=store,
+    )
+    regions = regions_of(separated, store)
+    labelled, failed = _gather(
+        regions,
+        organelles.map(
+            region=list(regions),
+            preprocessed=unmapped(preprocessed),
+            separated=unmapped(separated),
+            voxel_size=unmapped(voxel_size),
+            unet=unmapped(checked.models["unet"]),
+            config=unmapped(config.organelles),
+            preprocess=unmapped(config.preprocess),
+            store=unmapped(store),
+        ),
+    )
+    kept = [region for region in regions if region.cell_id in labelled]
+    boxes = [crop_box(region, checked.shape, voxel_size, config.organelles.margin_nm) for region in kept]
+    measured, unmeasured = _gather(
+        kept,
+        measure.map(
+            region=kept,
+            labelled=[labelled[region.cell_id] for region in kept],
+            origin=[tuple(span.start for span in box) for box in boxes],
+            voxel_size=unmapped(voxel_size),
+            taxonomy=unmapped(taxonomy),
+            mesh=unmapped(config.mesh),
+            store=unmapped(store),
+        ),
+    )
+    for cell_id in set(labelled) - set(measured):
+        labelled.pop(cell_id)
+    assembled = assemble(
+        separated=separated,
+        labelled=labelled,
+        voxel_size=voxel_size,
+        margin_nm=config.organelles.margin_nm,
+        store=store,
+    )
+    made = Made(
+        ingest=ingested,
+        preprocess=preprocessed,
+        foreground=evidence,
+        instances=separated,
+        organelles=labelled,
+        measure=measured,
+        assemble=assembled,
+        evaluate=_evaluated(request, checked, separated, assembled, taxonomy),
+        quarantined_cells=dict(sorted((failed | unmeasured).items(), key=lambda item: int(item[0]))),
+    )
+    return made, taxonomy
+
+
+def _evaluated(
+    request: AcquisitionRequest, checked: Checked, separated: StageRef, assembled: StageRef, taxonomy: Any
+) -> StageRef | None:
+    if not checked.truth_sha256:
+        return None
+    return evaluate(
+        separated=separated,
+        assembled=assembled,
+        truth_cells=request.truth_cells,
+        truth_organelles=request.truth_organelles,
+        truth_sha256=checked.truth_sha256,
+        stages=checked.stages,
+        taxonomy=taxonomy,
+        store=request.address,
+    )
+
+
+def _gather(
+    regions: list[CellRegion] | tuple[CellRegion, ...], futures: list[PrefectFuture[StageRef]]
+) -> tuple[dict[int, StageRef], dict[str, str]]:
+    """What became of each cell: its output, or the reason why there is none."""
+    done: dict[int, StageRef] = {}
+    failed: dict[str, str] = {}
+    for region, future in zip(regions, futures, strict=True):
+        result = future.result(raise_on_failure=False)
+        if isinstance(result, StageRef):
+            done[region.cell_id] = result
+        else:
+            failed[str(region.cell_id)] = _reason(result)
+            log.warning("cell %d is quarantined: %s", region.cell_id, failed[str(region.cell_id)])
+    return done, failed
+
+
+def _reason(error: object) -> str:
+    text = str(error).strip().splitlines()
+    if isinstance(error, InputError) and text:
+        return text[0]
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+@contextmanager
+def _at_hand(request: AcquisitionRequest) -> Iterator[tuple[AcquisitionRequest, Path]]:
+    """The request with its source as a local path, and a folder for passing files that is removed in the end."""
+    parent = request.workspace / "scratch"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=parent, prefix=f"{request.name}-"))
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror})"
+        raise InputError(parent, reason, "set CMSEG_WORKSPACE to a folder that can be written") from error
+    try:
+        if request.source.startswith("s3://"):
+            path = fetch(request.source, scratch, endpoint=request.s3_endpoint, region=request.s3_region)
+            request = request.model_copy(update={"source": str(path), "origin": request.origin or request.source})
+        yield request, scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _published(request: AcquisitionRequest, checked: Checked) -> AcquisitionResult | None:
+    """The result that stands already; None where there is none.
+
+    Raises
+    ------
+    InputError
+        Where another result stands in its place, or the one that stands was changed.
+    """
+    former = manifest.existing_run(request.out) if request.out is not None else _manifest_in_store(request)
+    if former is None:
+        return None
+    place = str(request.out) if request.out is not None else f"acquisitions/{request.name}"
+    if former.keys.get("run") != checked.run_key:
+        raise InputError(place, "holds the result of another run", "choose another place or name")
+    if request.out is not None and (problems := manifest.verify(request.out)):
+        reason = f"differs from its manifest ({problems[0]}{', ...' if len(problems) > 1 else ''})"
+        raise InputError(place, reason, "remove it, and run again")
+    evaluated = former.keys.get("evaluate")
+    evaluation = _read_evaluation(request) if evaluated else None
+    return AcquisitionResult(
+        name=request.name,
+        state="published",
+        location=place if request.out is not None else request.address.open().uri_of(place),
+        cells=len({path.split("/")[1] for o in former.outputs if (path := o.path).startswith("cells/")}),
+        quarantined_cells=former.quarantined_cells,
+        evaluation=evaluation,
+        recomputed=False,
+    )
+
+
+def _manifest_in_store(request: AcquisitionRequest) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json(request.address.open().get(f"acquisitions/{request.name}/manifest.json"))
+    except KeyError:
+        return None
+
+
+def _read_evaluation(request: AcquisitionRequest) -> dict[str, Any]:
+    if request.out is not None:
+        return json.loads((request.out / "evaluation.json").read_bytes())
+    return json.loads(request.address.open().get(f"acquisitions/{request.name}/evaluation.json"))

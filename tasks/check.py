@@ -1,0 +1,176 @@
+"""Everything that can be refused before anything is computed or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+import cmseg_core
+from cmseg_core.acquisition.reader import read_labels
+from cmseg_core.errors import InputError
+from cmseg_core.schema import Acquisition, Frozen, Stage, first_problem
+from cmseg_core.storage.stages import stage_key
+from cmseg_core.tracking.registry import ResolvedModel, Role
+from tasks.foreground import working_pixel_nm
+from tasks.models import resolve_models
+from tasks.request import AcquisitionRequest
+from tasks.source import open_stack
+from tasks.stage import SLAB
+
+WORKING_BYTES = 28
+"""Memory a voxel of the working grid takes at the widest point, the separation of cells (measured: 20 to 26)."""
+BASE_GB = 1.5
+"""Memory of the libraries and the models."""
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "numba",
+    "edt",
+    "connected-components-3d",
+    "bioimage-cpp",
+    "keras",
+    "torch",
+    "segment-anything",
+    "zarr",
+    "trimesh",
+)
+"""Those whose version can change a result; ``manifest.json`` lists them."""
+
+
+class Checked(Frozen):
+    """A request that passed, with what the check learned.
+
+    Attributes
+    ----------
+    acquisition : Acquisition
+    shape : tuple of int
+        Sections, rows and columns.
+    dtype : str
+    models : dict
+        Role to model.
+    truth_sha256 : dict of str to str
+        Hash of each truth stack's labels.
+    stages : dict of int to int
+        Cell of the truth to its stage.
+    run_key : str
+        Hash of all that decides the result.
+    """
+
+    acquisition: Acquisition
+    shape: tuple[int, int, int]
+    dtype: str
+    models: dict[Role, ResolvedModel]
+    truth_sha256: dict[str, str]
+    stages: dict[int, Stage]
+    run_key: str
+
+
+def check(request: AcquisitionRequest) -> Checked:
+    """Refuse a request that cannot succeed; nothing is written.
+
+    Parameters
+    ----------
+    request : AcquisitionRequest
+        Its source and truth are at hand.
+
+    Raises
+    ------
+    InputError
+        For a source or truth that cannot be read, a model that is not there, or a field that would not fit into
+        memory.
+    """
+    stack = open_stack(request.source, request.voxel_size)
+    check_memory(request, stack.shape, stack.dtype, stack.voxel_size.zyx)
+    truth = {"truth_cells": request.truth_cells, "truth_organelles": request.truth_organelles}
+    truth_sha256 = {role: _labels_sha256(path, stack.shape) for role, path in truth.items() if path}
+    models = resolve_models(request)
+    acquisition = Acquisition(
+        name=request.name,
+        source=request.origin or request.source,
+        sha256=stack.sha256(),
+        bytes=sum(file.stat().st_size for file in stack.files) or stack.nbytes,
+        voxel_size=stack.voxel_size,
+        truth_cells=Path(request.truth_cells).name if request.truth_cells else None,
+        truth_organelles=Path(request.truth_organelles).name if request.truth_organelles else None,
+        metadata=stack.metadata,
+    )
+    stages = request.stages or (stages_beside(Path(request.source)) if truth_sha256 else {})
+    inputs = {"source": acquisition.sha256, **{role: model.sha256 for role, model in models.items()}, **truth_sha256}
+    settings = {
+        "name": request.name,
+        "origin": acquisition.source,
+        "voxel_size": stack.voxel_size,
+        "config": request.config.model_dump(mode="json"),
+        "stages": {str(cell): stage for cell, stage in stages.items()},
+    }
+    return Checked(
+        acquisition=acquisition,
+        shape=stack.shape,
+        dtype=stack.dtype.name,
+        models=models,
+        truth_sha256=truth_sha256,
+        stages=stages,
+        run_key=stage_key("run", inputs, settings, cmseg_core.__version__),
+    )
+
+
+def check_memory(
+    request: AcquisitionRequest, shape: tuple[int, int, int], dtype: np.dtype, zyx: tuple[float, float, float]
+) -> None:
+    """Refuse a field whose working grid, slabs and truth need more memory than the request allows."""
+    pixel_nm = working_pixel_nm(request.config.foreground)
+    voxels = np.prod([max(1.0, n * edge / pixel_nm) for n, edge in zip(shape, zyx, strict=True)])
+    section = float(shape[1] * shape[2])
+    slabs = section * min(SLAB, shape[0]) * (2 * dtype.itemsize + 4)
+    truth = section * shape[0] * 2 * sum(path is not None for path in (request.truth_cells, request.truth_organelles))
+    need = BASE_GB + (float(voxels) * WORKING_BYTES + slabs + truth) / 1e9
+    if need > request.max_memory_gb:
+        raise InputError(
+            request.origin or request.source,
+            f"needs about {need:.1f} GB of memory, the limit is {request.max_memory_gb:g} GB",
+            "raise --max-memory, set a smaller foreground.cell_diameter_px, or cut the field into smaller ones",
+        )
+
+
+def stages_beside(stack: Path) -> dict[int, Stage]:
+    """Stages of the true cells, from the ``acquisition.json`` beside a stack or in its folder; empty without one."""
+    sidecar = (stack if stack.is_dir() else stack.parent) / "acquisition.json"
+    if not sidecar.is_file():
+        return {}
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        return stages_of(content)
+    except ValidationError as error:
+        raise InputError(
+            sidecar, f"has damaged stages ({first_problem(error)})", 'write {"stages": {"1": 2}}'
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(sidecar, f"cannot be read ({error})", "write JSON") from error
+
+
+def stages_of(content: Mapping[str, Any]) -> dict[int, Stage]:
+    """Stages that the content of an ``acquisition.json`` states, at its top or among its metadata."""
+    stated = content.get("stages") or (content.get("metadata") or {}).get("stages") or {}
+    return TypeAdapter(dict[int, Stage]).validate_python(stated)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of what computes."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"cmseg": cmseg_core.__version__, "python": sys.version.split()[0], **found}
+
+
+def _labels_sha256(path: str, shape: tuple[int, int, int]) -> str:
+    labels = read_labels(path, shape)
+    digest = hashlib.sha256(f"{labels.dtype.str} {labels.shape}".encode())
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
