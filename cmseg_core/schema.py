@@ -319,8 +319,10 @@ class PipelineConfig(BaseSettings):
         if unknown:
             raise InputError(path, f"unknown setting {', '.join(unknown)}", f"use {', '.join(cls.model_fields)}")
         if fields.get("preset") == "paper":
-            fields = {name: {**PAPER.get(name, {}), **value} if isinstance(value, dict) else value
-                      for name, value in ({**{k: {} for k in PAPER}, **fields}).items()}
+            fields = {
+                name: {**PAPER.get(name, {}), **value} if isinstance(value, dict) else value
+                for name, value in ({**{k: {} for k in PAPER}, **fields}).items()
+            }
         try:
             return cls(**fields)
         except ValidationError as error:

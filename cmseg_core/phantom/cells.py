@@ -75,7 +75,9 @@ class CellAnatomy:
         return CellAnatomy(self.stage, parameters)
 
 
-def draw_cell(rng: np.random.Generator, stage: Stage, diameter_nm: tuple[float, float] = (1500.0, 2000.0)) -> CellAnatomy:
+def draw_cell(
+    rng: np.random.Generator, stage: Stage, diameter_nm: tuple[float, float] = (1500.0, 2000.0)
+) -> CellAnatomy:
     """Draw the anatomy of a cell at the origin.
 
     Parameters
@@ -91,8 +93,10 @@ def draw_cell(rng: np.random.Generator, stage: Stage, diameter_nm: tuple[float, 
     -------
     CellAnatomy
     """
-    parting = {name: float(np.clip(t + rng.uniform(-0.07, 0.07), 0, 1)) if 0 < t < 1 else t
-               for name, t in _PARTING[stage].items()}
+    parting = {
+        name: float(np.clip(t + rng.uniform(-0.07, 0.07), 0, 1)) if 0 < t < 1 else t
+        for name, t in _PARTING[stage].items()
+    }
     radius = rng.uniform(*diameter_nm) / 2
     p = np.zeros(SIZE)
     p[ROTATION] = Rotation.random(random_state=rng).as_matrix().ravel()
@@ -128,15 +132,26 @@ def draw_cell(rng: np.random.Generator, stage: Stage, diameter_nm: tuple[float, 
     t = parting["mitochondrion"]
     u *= 0.72 if t >= 1 else 1 + 0.5 * t
     p[MITOCHONDRION] = (
-        radius * rng.uniform(-0.12, 0.12), lobe * rng.uniform(-0.10, 0.00), u, v, w,
-        half_distance(t, u + 0.06 * radius), *constriction(t, w), rng.uniform(-0.15, 0.30),
+        radius * rng.uniform(-0.12, 0.12),
+        lobe * rng.uniform(-0.10, 0.00),
+        u,
+        v,
+        w,
+        half_distance(t, u + 0.06 * radius),
+        *constriction(t, w),
+        rng.uniform(-0.15, 0.30),
     )
     t = parting["peroxisome"]
     u, v, w = radius * size * rng.uniform(0.12, 0.165) * rng.uniform(0.85, 1.2, 3)
     side = rng.choice([-1.0, 1.0])
     p[PEROXISOME] = (
-        side * lobe * rng.uniform(0.44, 0.52), lobe * rng.uniform(0.08, 0.22), u, v, w,
-        half_distance(t, u + 0.07 * radius), *constriction(t, w),
+        side * lobe * rng.uniform(0.44, 0.52),
+        lobe * rng.uniform(0.08, 0.22),
+        u,
+        v,
+        w,
+        half_distance(t, u + 0.07 * radius),
+        *constriction(t, w),
     )
     t = parting["nucleus"]
     u, v, w = radius * size * rng.uniform(0.29, 0.34) * rng.uniform(0.9, 1.1, 3)

@@ -82,7 +82,9 @@ class Field:
         grey = np.empty(grid, np.float32)
         organelles = np.zeros(grid, np.uint8)
         look = self.look.vector()
-        _paint(z, y, x, parameters, self.debris, self.look.debris, look, self.seed, best, second, owner, grey, organelles)
+        _paint(
+            z, y, x, parameters, self.debris, self.look.debris, look, self.seed, best, second, owner, grey, organelles
+        )
         return grey, owner, organelles
 
     def render(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

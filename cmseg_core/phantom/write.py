@@ -45,8 +45,10 @@ def write_acquisition(field: Field, folder: Path, progress: Callable[[int], None
     outputs = {"stack.tif": np.uint8, "cells.tif": np.uint16, "organelles.tif": np.uint8}
     plain = field.shape[0] * field.shape[1] * field.shape[2] * 2 < _IMAGEJ_LIMIT
     writers = {name: tifffile.TiffWriter(staging / name, bigtiff=not plain, imagej=plain) for name in outputs}
-    scratch = {name: np.lib.format.open_memmap(staging / f"{name}.npy", "w+", dtype, field.shape)
-               for name, dtype in outputs.items()}
+    scratch = {
+        name: np.lib.format.open_memmap(staging / f"{name}.npy", "w+", dtype, field.shape)
+        for name, dtype in outputs.items()
+    }
     for start in range(0, field.shape[0], _SLAB):
         stop = min(start + _SLAB, field.shape[0])
         for target, slab in zip(scratch.values(), field.render(start, stop), strict=True):

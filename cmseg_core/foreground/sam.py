@@ -1,0 +1,198 @@
+"""Segment Anything checkpoints: the official ones, and small ones of the same classes."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from cmseg_core.errors import InputError
+from cmseg_core.foreground.torchvision_ops import declare_missing
+from cmseg_core.schema import Frozen
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+FORMAT = "cmseg-sam-1"
+PADDING = 127
+"""Grey of what lies outside a section smaller than the model's input: the middle of the range, as after SAM's own
+normalisation."""
+_OFFICIAL = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_MEND = "give an official vit_b, vit_l or vit_h checkpoint, or a file written by `cmseg train --model sam`"
+
+
+class SamArchitecture(Frozen):
+    """Size of a small Segment Anything model; the classes are segment_anything's own.
+
+    The official models see 1024 x 1024 pixels in patches of 16. A small one sees `image_size` pixels in patches of
+    `patch_size`; its masks have half the resolution of its input where the patches are 8 pixels wide.
+    """
+
+    image_size: int = 160
+    patch_size: int = 8
+    width: int = 160
+    depth: int = 5
+    heads: int = 5
+    window: int = 10
+    global_layers: tuple[int, ...] = (2, 4)
+    prompt_width: int = 128
+    context: Literal["grey", "neighbours"] = "neighbours"
+    """What the three colour channels hold: the section thrice, or the section between its two neighbours."""
+
+
+@dataclass(frozen=True, eq=False)
+class SamModel:
+    """A model ready for inference.
+
+    Attributes
+    ----------
+    network : segment_anything.modeling.Sam
+        On the CPU, or on the GPU where there is one; in evaluation mode.
+    name : str
+        ``vit_b``, ``vit_l``, ``vit_h`` or ``small``.
+    context : {"grey", "neighbours"}
+        What the colour channels hold.
+    """
+
+    network: Sam
+    name: str
+    context: Literal["grey", "neighbours"]
+
+    @property
+    def image_size(self) -> int:
+        """Edge in pixels of the square input."""
+        return self.network.image_encoder.img_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return self.network.device
+
+
+def build_small(architecture: SamArchitecture) -> Sam:
+    """An untrained small model: segment_anything's own encoder, prompt encoder and mask decoder."""
+    declare_missing()
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    a = architecture
+    grid = a.image_size // a.patch_size
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=a.image_size,
+            patch_size=a.patch_size,
+            embed_dim=a.width,
+            depth=a.depth,
+            num_heads=a.heads,
+            out_chans=a.prompt_width,
+            use_rel_pos=True,
+            window_size=a.window,
+            global_attn_indexes=a.global_layers,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=a.prompt_width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(a.image_size, a.image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=a.prompt_width,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=a.prompt_width, num_heads=4, mlp_dim=4 * a.prompt_width
+            ),
+            iou_head_hidden_dim=a.prompt_width,
+        ),
+        pixel_mean=[127.5] * 3,
+        pixel_std=[64.0] * 3,
+    )
+
+
+def save_sam(network: Sam, architecture: SamArchitecture, path: Path, facts: dict[str, Any] | None = None) -> Path:
+    """Write a small model with half-precision weights, in one step.
+
+    Parameters
+    ----------
+    network : segment_anything.modeling.Sam
+        What :func:`build_small` built from `architecture`.
+    architecture : SamArchitecture
+    path : Path
+        Target file.
+    facts : dict, optional
+        Numbers and strings about the training, kept in the file.
+    """
+    weights = {name: tensor.detach().cpu().half() for name, tensor in network.state_dict().items()}
+    content = {"format": FORMAT, "architecture": architecture.model_dump(), "facts": facts or {}, "weights": weights}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.partial")
+    torch.save(content, staging)
+    staging.replace(path)
+    return path
+
+
+def load_sam(path: str | Path) -> SamModel:
+    """Read a checkpoint. Only tensors and plain values are unpickled; nothing in the file is executed.
+
+    Parameters
+    ----------
+    path : str or Path
+        An official checkpoint (the architecture is told by its shapes) or a file of :func:`save_sam`.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, truncated, holds code, or is no Segment Anything model.
+    """
+    if not Path(path).is_file():
+        raise InputError(path, "is no file", _MEND)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(path, "is not a readable checkpoint of tensors", _MEND) from error
+    if not isinstance(content, dict):
+        raise InputError(path, "holds no model", _MEND)
+    try:
+        network, name, context = _from_small(content) if content.get("format") == FORMAT else _from_official(content)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(path, "does not fit Segment Anything's architecture", _MEND) from error
+    network.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+    return SamModel(network, name, context)
+
+
+def _from_small(content: dict[str, Any]) -> tuple[Sam, str, Literal["grey", "neighbours"]]:
+    architecture = SamArchitecture.model_validate(content["architecture"])
+    network = build_small(architecture)
+    network.load_state_dict({name: tensor.float() for name, tensor in content["weights"].items()})
+    return network, "small", architecture.context
+
+
+def _from_official(content: dict[str, Any]) -> tuple[Sam, str, Literal["grey", "neighbours"]]:
+    declare_missing()
+    from segment_anything import sam_model_registry
+
+    name = _OFFICIAL[content["image_encoder.pos_embed"].shape[-1]]
+    network = sam_model_registry[name](checkpoint=None)
+    network.load_state_dict(content)
+    return network, name, "grey"
+
+
+def as_colours(volume: np.ndarray, index: int, context: Literal["grey", "neighbours"]) -> np.ndarray:
+    """The colour picture of one section that a model sees.
+
+    Parameters
+    ----------
+    volume : ndarray of uint8, shape (n, rows, columns)
+    index : int
+        Section.
+    context : {"grey", "neighbours"}
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, columns, 3)
+    """
+    if context == "grey":
+        return np.repeat(volume[index][..., None], 3, axis=-1)
+    last = len(volume) - 1
+    return np.stack([volume[max(index - 1, 0)], volume[index], volume[min(index + 1, last)]], axis=-1)

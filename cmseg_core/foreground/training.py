@@ -1,0 +1,274 @@
+"""Training of a small Segment Anything model on labelled cells.
+
+As in Kirillov et al. 2023 a prompt asks for the object it points at: focal and Dice loss on the masks in the
+proportion 20:1 and the squared error of the predicted IoU. Two things differ. The object is always the whole cell
+(never its organelles), so every mask token learns the same target; and points beside all cells are asked too, with
+an empty target, so that the predicted IoU tells them apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from cmseg_core.errors import InputError
+from cmseg_core.foreground.sam import PADDING, SamArchitecture, as_colours, build_small
+from cmseg_core.schema import Frozen
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SamTrainingConfig(Frozen):
+    """How a small Segment Anything model is trained."""
+
+    architecture: SamArchitecture = SamArchitecture()
+    steps: Positive = 3000
+    images_per_step: Positive = 4
+    prompts_per_image: Positive = 8
+    background_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of prompts beside all cells."""
+    learning_rate: Annotated[float, Field(gt=0)] = 8e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    scale: tuple[float, float] = (0.65, 1.5)
+    """Range of the random magnification."""
+    steps_per_epoch: Positive = 100
+    """Steps between two reports (and scores on the validation fields)."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock limit; the schedule is shortened to end with it, so such a run cannot be repeated exactly."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledField:
+    """A field on the isotropic working grid: image uint8 and cells (ids, 0 between cells), both (z, y, x)."""
+
+    image: np.ndarray
+    cells: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedSam:
+    """The network, its architecture, and one dict an epoch (``step``, ``loss``, ``seconds``, ``iou``)."""
+
+    network: Any
+    architecture: SamArchitecture
+    history: list[dict[str, Any]]
+
+
+def train_sam(
+    fields: Sequence[LabelledField],
+    config: SamTrainingConfig,
+    *,
+    validation: Sequence[LabelledField] = (),
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainedSam:
+    """Train a small model from scratch.
+
+    Parameters
+    ----------
+    fields, validation : sequence of LabelledField
+        Sections of all three directions are drawn from them.
+    config : SamTrainingConfig
+    on_epoch : callable, optional
+        Called with a dict after every `steps_per_epoch` steps.
+
+    Raises
+    ------
+    InputError
+        Where no field holds a cell.
+    """
+    if not any(field.cells.any() for field in fields):
+        raise InputError("the data set", "holds no labelled cell", "give fields with cells.tif")
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    network = build_small(config.architecture)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    history: list[dict[str, Any]] = []
+    began = time.monotonic()
+    losses: list[float] = []
+    held_out = [
+        draw_example(np.random.default_rng(index), validation, config) for index in range(8 if validation else 0)
+    ]
+    step, progress = 0, 0.0
+    while progress < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                config.learning_rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * progress)) + 1e-6
+            )
+        batch = [draw_example(rng, fields, config) for _ in range(config.images_per_step)]
+        loss, _ = _loss(network, batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if torch.isfinite(loss):
+            optimiser.step()
+        _follow(average, network, min(0.995, (step + 1) / (step + 10)))
+        losses.append(float(loss.detach()))
+        step += 1
+        minutes = (time.monotonic() - began) / 60
+        progress = max(step / config.steps, minutes / config.max_minutes if config.max_minutes else 0.0)
+        if step % config.steps_per_epoch == 0 or progress >= 1:
+            record = {"step": step, "loss": float(np.mean(losses)), "seconds": minutes * 60}
+            if held_out:
+                record["iou"] = _held_out_iou(network, average, held_out)
+            losses.clear()
+            history.append(record)
+            if on_epoch is not None:
+                on_epoch(record)
+    network.load_state_dict(average)
+    return TrainedSam(network.eval(), config.architecture, history)
+
+
+def _follow(average: dict[str, torch.Tensor], network: torch.nn.Module, decay: float) -> None:
+    for name, tensor in network.state_dict().items():
+        average[name].lerp_(tensor.detach(), 1 - decay)
+
+
+def _held_out_iou(network: Any, average: dict[str, torch.Tensor], batch: list[Example]) -> float:
+    current = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(average)
+    with torch.no_grad():
+        _, iou = _loss(network, batch)
+    network.load_state_dict(current)
+    return iou
+
+
+# -------------------------------------------------------------------------------------------------- examples
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A picture (3, n, n) uint8, points (p, 2) as x, y, and their masks (p, m, m) at the decoder's resolution."""
+
+    picture: np.ndarray
+    points: np.ndarray
+    masks: np.ndarray
+
+
+def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], config: SamTrainingConfig) -> Example:
+    """Draw a section of a random direction, magnified and with changed grey levels, and prompts on it."""
+    size = config.architecture.image_size
+    low = size * 4 // config.architecture.patch_size
+    while True:
+        field = fields[rng.integers(len(fields))]
+        axis = int(rng.integers(3))
+        volume, cells = np.moveaxis(field.image, axis, 0), np.moveaxis(field.cells, axis, 0)
+        index = int(rng.integers(len(volume)))
+        if not cells[index].any():
+            continue
+        picture = as_colours(volume, index, config.architecture.context)
+        if rng.random() < 0.5:
+            picture = picture[..., ::-1]
+        labels = cells[index].astype(np.float32)
+        scale = np.exp(rng.uniform(*np.log(config.scale)))
+        turn = _placement(rng, labels.shape, size, scale)
+        seen = cv2.warpAffine(np.ones(labels.shape, np.uint8), turn, (size, size), flags=cv2.INTER_NEAREST) > 0
+        picture = cv2.warpAffine(np.ascontiguousarray(picture), turn, (size, size), flags=cv2.INTER_LINEAR)
+        labels = cv2.warpAffine(labels, turn, (size, size), flags=cv2.INTER_NEAREST).astype(np.int32)
+        if not (labels > 0).sum() > 200:
+            continue
+        points, masks = _draw_prompts(rng, labels, config, low)
+        picture = _change_greys(rng, picture)
+        picture[~seen] = PADDING
+        return Example(np.ascontiguousarray(picture.transpose(2, 0, 1)), points, masks)
+
+
+def _placement(rng: np.random.Generator, shape: tuple[int, ...], size: int, scale: float) -> np.ndarray:
+    # Flip, quarter turn and magnify; the section's corner lies at the picture's corner as in inference, where the
+    # rest of a small section is padding, or the section overflows and a random part is seen.
+    rows, columns = shape
+    flip = np.diag([rng.choice([-1.0, 1.0]), rng.choice([-1.0, 1.0])])
+    quarter = np.array([[0.0, 1.0], [1.0, 0.0]]) if rng.random() < 0.5 else np.eye(2)
+    linear = quarter @ flip * scale
+    corners = np.array([[0, 0], [columns, 0], [0, rows], [columns, rows]]) @ linear.T
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    slack = np.maximum(high - low - size, 0)
+    return np.column_stack([linear, -low - slack * rng.random(2)]).astype(np.float64)
+
+
+def _draw_prompts(
+    rng: np.random.Generator, labels: np.ndarray, config: SamTrainingConfig, low: int
+) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.unique(labels[labels > 0])
+    points, masks = [], []
+    small = cv2.resize(labels.astype(np.float32), (low, low), interpolation=cv2.INTER_NEAREST)
+    for _ in range(config.prompts_per_image):
+        if rng.random() < config.background_share and (labels == 0).any():
+            chosen = 0
+        else:
+            chosen = int(ids[rng.integers(len(ids))])
+        rows, columns = np.nonzero(labels == chosen)
+        k = rng.integers(len(rows))
+        points.append((columns[k] + 0.5, rows[k] + 0.5))
+        masks.append(np.zeros((low, low), bool) if chosen == 0 else small == chosen)
+    return np.array(points, np.float32), np.array(masks)
+
+
+def _change_greys(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    g = picture.astype(np.float32)
+    if rng.random() < 0.3:
+        cv2.GaussianBlur(g, (0, 0), rng.uniform(0.4, 1.2), dst=g)
+    if rng.random() < 0.2:
+        g = 255 - g
+    g = 255 * (np.clip(g, 0, 255) / 255) ** np.exp(rng.uniform(-0.5, 0.5))
+    g = (g - g.mean()) * np.exp(rng.uniform(-0.6, 0.5)) + g.mean() + rng.uniform(-45, 45)
+    if rng.random() < 0.4:
+        coarse = rng.normal(size=(4, 4)).astype(np.float32) * rng.uniform(2, 22)
+        g += cv2.resize(coarse, g.shape[1::-1], interpolation=cv2.INTER_CUBIC)[..., None]
+    if rng.random() < 0.7:
+        g += rng.normal(size=g.shape).astype(np.float32) * rng.uniform(1, 20)
+    return np.clip(g, 0, 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------ loss
+
+
+def _loss(network: Any, batch: list[Example]) -> tuple[torch.Tensor, float]:
+    device = network.device
+    pictures = torch.from_numpy(np.stack([example.picture for example in batch])).to(device).float()
+    embeddings = network.image_encoder((pictures - network.pixel_mean) / network.pixel_std)
+    losses, ious = [], []
+    for embedding, example in zip(embeddings, batch, strict=True):
+        points = torch.from_numpy(example.points)[:, None].to(device)
+        foreground = torch.ones(points.shape[:2], dtype=torch.int, device=device)
+        sparse, dense = network.prompt_encoder(points=(points, foreground), boxes=None, masks=None)
+        logits, quality = network.mask_decoder.predict_masks(
+            image_embeddings=embedding[None],
+            image_pe=network.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+        )
+        target = torch.from_numpy(example.masks).to(device).float()[:, None].expand(-1, logits.shape[1], -1, -1)
+        loss, iou = _mask_loss(logits, quality, target)
+        losses.append(loss)
+        ious.append(iou)
+    return torch.stack(losses).mean(), float(np.mean(ious))
+
+
+def _mask_loss(logits: torch.Tensor, quality: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, float]:
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = torch.sigmoid(logits)
+    certainty = probability * target + (1 - probability) * (1 - target)
+    weight = 0.25 * target + 0.75 * (1 - target)
+    focal = (weight * (1 - certainty) ** 2 * entropy).mean(dim=(1, 2, 3))
+    # A share of plain entropy keeps the gradient alive on the last few pixels of a boundary, which focal loss gives up.
+    plain = entropy.mean(dim=(1, 2, 3))
+    overlap = (probability * target).sum(dim=(2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3)) + 1)
+    filled = (target[:, 0].sum(dim=(1, 2)) > 0).float()
+    with torch.no_grad():
+        mask = logits > 0
+        both = (mask & (target > 0)).sum(dim=(2, 3)).float()
+        either = (mask | (target > 0)).sum(dim=(2, 3)).float()
+        iou = torch.where(target.sum(dim=(2, 3)) > 0, both / either.clamp(min=1), torch.zeros_like(both))
+    loss = 20 * focal + plain + filled * dice.mean(dim=1) + ((quality - iou) ** 2).mean(dim=1)
+    return loss.mean(), float((iou[:, 0] * filled).sum() / filled.sum().clamp(min=1))
