@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -56,12 +57,50 @@ class Console:
             yield lambda steps: bar.advance(task, steps)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[None]:
-        """A line about a stage, with the time it took."""
-        self.say(f"{title} ...")
-        began = time.monotonic()
+    def pipeline(self, title: str) -> Iterator[None]:
+        """Tell of every stage that a flow finishes: beside a clock on a terminal, in a line elsewhere."""
+        if not sys.stderr.isatty():
+            self.say(title)
+            with _stages_told(self.say):
+                yield
+            return
+        from rich.console import Console as Terminal
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            with _stages_told(lambda line: bar.update(task, description=f"{title}: {line}")):
+                yield
+
+
+@contextmanager
+def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Call `tell` with the name of each Prefect task that finishes, and with warnings of the flows."""
+    import prefect  # noqa: F401  # configures its loggers as it is imported, and would undo what is set before
+
+    tasks, flows = logging.getLogger("prefect.task_runs"), logging.getLogger("cmseg")
+    level = tasks.level
+
+    def listen(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            if record.getMessage().startswith("Finished in state Completed"):
+                tell(f"{getattr(record, 'task_run_name', 'a stage')} done")
+            return False  # Prefect's own handlers would print it again
+        return True
+
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
+    tasks.addFilter(listen)
+    tasks.setLevel(logging.INFO)
+    flows.addHandler(handler)
+    flows.propagate = False
+    try:
         yield
-        self.say(f"{title}: done in {time.monotonic() - began:.0f} s")
+    finally:
+        flows.removeHandler(handler)
+        tasks.removeFilter(listen)
+        tasks.setLevel(level)
 
 
 def exit_status(action: Callable[[], int | None], *, debug: bool) -> int:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from pydantic import ValidationError
+
 from cmseg_core.errors import InputError
-from cmseg_core.schema import Frozen, PipelineConfig
+from cmseg_core.evaluation.tables import class_table
+from cmseg_core.schema import Frozen, PipelineConfig, Workspace, first_problem
+from cmseg_core.tracking.connection import default_tracking_uri
 from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file
 from cmseg_core.tracking.runs import TrainingRun, training_run
+from flows.console import DONE, Console
+from flows.environment import prepare
 from flows.labelled import LabelledAcquisition, find_labelled, read_labelled
 
 if TYPE_CHECKING:
+    from cmseg_core.foreground.training import LabelledField
     from cmseg_core.organelles.dataset import LabelledCell
 
 EVERY = 5
@@ -65,6 +74,57 @@ class TrainingJob(Frozen):
     tracking_uri: str
 
 
+def train_local(
+    console: Console,
+    model: Role,
+    dataset: Path,
+    *,
+    preset: str,
+    config: Path | None,
+    validation: Path | None,
+    out: Path | None,
+    changes: dict[str, Any],
+) -> int:
+    """Train as ``cmseg train`` is asked to, and print the scores.
+
+    Raises
+    ------
+    InputError
+        Where the data set, the settings or the output file cannot be used.
+    """
+    workspace, pipeline = Workspace(), PipelineConfig.from_file(None)
+    settings = {**(_settings(config) if config else {}), **changes}
+    job = TrainingJob(
+        dataset=dataset,
+        validation=validation,
+        settings=settings,
+        preset=preset,
+        out=out,
+        tracking_uri=workspace.mlflow_tracking_uri or default_tracking_uri(workspace.workspace),
+    )
+    check_out(out, model)
+    find_labelled(dataset)
+    prepare(workspace)
+    try:
+        trained = (train_unet if model == "unet" else train_sam_model)(job, pipeline, console.say)
+    except ValidationError as error:
+        mend = "use the names and ranges of the training's settings"
+        raise InputError(config or "training", first_problem(error), mend) from error
+    console.result(trained.model_dump(mode="json"), _described(trained))
+    return DONE
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    mend = "give a mapping of settings, for example {epochs: 5}"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(path, f"cannot be read ({error})", mend) from error
+    if not isinstance(content, dict):
+        raise InputError(path, "does not hold a mapping", mend)
+    return content
+
+
 def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
     """Train the organelle network.
 
@@ -76,7 +136,6 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
     from cmseg_core.organelles.model import save_model
     from cmseg_core.organelles.training import TrainingConfig, train
 
-    check_out(job.out, "unet")
     config = TrainingConfig.of(job.preset, **job.settings)
     cells, held_out = _cells(job, pipeline, report)
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
@@ -84,7 +143,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
 
         def on_epoch(row: dict[str, Any]) -> None:
             run.log_metrics({k: v for k, v in row.items() if k not in ("epoch", "epochs")}, step=row["epoch"])
-            report(_epoch_line(row))
+            report(f"epoch {row['epoch']} of {row['epochs']}: {_figures(row)}")
 
         done = train(
             cells, config, pipeline.taxonomy, preprocess=pipeline.preprocess, validation=held_out, on_epoch=on_epoch
@@ -102,34 +161,46 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    from cmseg_core.foreground.training import LabelledField, SamTrainingConfig, save_sam, train_sam
-    from cmseg_core.preprocess.resample import resize, working_shape
+    from cmseg_core.foreground.training import SamTrainingConfig, save_sam, train_sam
 
-    check_out(job.out, "sam")
     config = SamTrainingConfig.model_validate(job.settings)
-    pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
-    fields = []
-    for one in find_labelled(job.dataset):
-        report(f"reading {one.name}")
-        image, cells, _ = read_labelled(one, pipeline.preprocess)
-        shape = working_shape(image.shape, one.voxel_size, pixel_nm)
-        fields.append(
-            LabelledField(
-                image=resize(image, shape, "linear"), cells=resize(cells.astype("uint16"), shape, "nearest")
-            )
-        )
-    report(f"training on {len(fields)} fields")
-    rows: list[dict[str, Any]] = []
+    fields, held_out = (
+        [_on_working_grid(one, pipeline, report) for one in group] for group in _parted(job, find_labelled(job.dataset))
+    )
+    report(f"training on {len(fields)} fields, validation on {len(held_out)}")
     with _tracked(job, "sam", config.model_dump(mode="json")) as run:
 
         def on_epoch(row: dict[str, Any]) -> None:
-            rows.append(row)
-            run.log_metrics({k: v for k, v in row.items() if isinstance(v, int | float)}, step=len(rows))
-            report(_epoch_line(row))
+            run.log_metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+            report(f"step {row['step']} of {config.steps}: {_figures(row)}")
 
-        trained = train_sam(fields, config, on_epoch=on_epoch)
-        scores = {k: v for k, v in (rows[-1] if rows else {}).items() if isinstance(v, int | float)}
+        trained = train_sam(fields, config, validation=held_out, on_epoch=on_epoch)
+        last = trained.history[-1]
+        scores = {"mask_iou": last["iou"]} if "iou" in last else {}
         return _registered(job, "sam", run, scores, lambda path: save_sam(trained, path))
+
+
+def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report: Report) -> LabelledField:
+    from cmseg_core.foreground.training import LabelledField
+    from cmseg_core.preprocess.resample import resize, working_shape
+
+    report(f"reading {one.name}")
+    image, cells, _ = read_labelled(one, pipeline.preprocess)
+    pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
+    shape = working_shape(image.shape, one.voxel_size, pixel_nm)
+    interpolation = pipeline.preprocess.interpolation
+    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"))
+
+
+def _described(trained: Trained) -> str:
+    lines = [f"{trained.model} (run {trained.run_id})"]
+    if "iou" in trained.scores:
+        lines += ["", class_table({"validation iou": trained.scores["iou"]})]
+    elif trained.scores:
+        lines += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in trained.scores.items()]
+    else:
+        lines.append("not scored: too few cells to keep some for validation")
+    return "\n".join(lines)
 
 
 def check_out(out: Path | None, role: Role) -> None:
@@ -147,23 +218,25 @@ def check_out(out: Path | None, role: Role) -> None:
         raise InputError(out, f"cannot be written ({error.strerror})", "choose a folder that can be written") from error
 
 
-def _cells(
-    job: TrainingJob, pipeline: PipelineConfig, report: Report
-) -> tuple[list[LabelledCell], list[LabelledCell]]:
+def _cells(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> tuple[list[LabelledCell], list[LabelledCell]]:
     """Cells to train on, and cells to validate with."""
-    fields = find_labelled(job.dataset)
-    if job.validation is not None:
-        return _cut(fields, pipeline, report), _cut(find_labelled(job.validation), pipeline, report)
-    if len(fields) >= EVERY:
-        kept = [field for n, field in enumerate(fields) if (n + 1) % EVERY]
-        return _cut(kept, pipeline, report), _cut(fields[EVERY - 1 :: EVERY], pipeline, report)
+    fields, held_out = _parted(job, find_labelled(job.dataset))
     cells = _cut(fields, pipeline, report)
+    if held_out:
+        return cells, _cut(held_out, pipeline, report)
     return [cell for n, cell in enumerate(cells) if (n + 1) % EVERY], cells[EVERY - 1 :: EVERY]
 
 
-def _cut(
-    fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report: Report
-) -> list[LabelledCell]:
+def _parted(
+    job: TrainingJob, fields: list[LabelledAcquisition]
+) -> tuple[list[LabelledAcquisition], list[LabelledAcquisition]]:
+    """Acquisitions to train on, and those kept for validation: none where there are few."""
+    if job.validation is not None:
+        return fields, find_labelled(job.validation)
+    return [field for n, field in enumerate(fields) if (n + 1) % EVERY], fields[EVERY - 1 :: EVERY]
+
+
+def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report: Report) -> list[LabelledCell]:
     from cmseg_core.organelles.cutting import cut_cells
 
     cells = []
@@ -189,7 +262,7 @@ def _registered(
 ) -> Trained:
     name = MODEL_NAMES[role]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}{SUFFIXES[role][0]}"
+        path = Path(folder, f"{name}{SUFFIXES[role][0]}")
         save(path)
         if job.out is not None:
             _copy(path, job.out)
@@ -199,14 +272,11 @@ def _registered(
 
 def _copy(path: Path, out: Path) -> None:
     """Copy by way of a temporary name, so that `out` is whole or absent."""
-    import shutil
-
     partial = out.with_name(f".{out.name}.partial")
     shutil.copyfile(path, partial)
     partial.replace(out)
 
 
-def _epoch_line(row: dict[str, Any]) -> str:
-    figures = {k: v for k, v in row.items() if isinstance(v, float) and k in ("loss", "mean_iou", "iou", "seconds")}
-    text = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in figures.items())
-    return f"epoch {row.get('epoch', '?')} of {row.get('epochs', '?')}: {text}"
+def _figures(row: dict[str, Any]) -> str:
+    shown = {k: v for k, v in row.items() if isinstance(v, float) and k in ("loss", "mean_iou", "iou", "seconds")}
+    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())

@@ -1,0 +1,339 @@
+"""The ``cmseg`` command.
+
+Heavy packages (TensorFlow, PyTorch, Prefect, MLflow) are imported inside the commands that need them, so that help and
+mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+from pydantic import ValidationError
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import VoxelSize, first_problem
+from flows.console import DONE, Console, exit_status, wants
+
+Triple = tuple[float, float, float]
+Json = Annotated[bool, Parameter(help="Print one JSON document on standard output, all else on standard error.")]
+
+app = App(
+    name="cmseg",
+    help="""Unattended segmentation of cells and organelles in 3D electron microscopy.
+
+    Sizes are nanometres, in the order z y x. Exit status: 0 done; 2 bad usage or bad input; 3 finished, with some
+    items quarantined; 1 a fault of cmseg. With --debug (or CMSEG_DEBUG=1) any command prints tracebacks.""",
+    version=lambda: version("cmseg"),
+    default_parameter=Parameter(negative=()),
+    result_action="return_value",
+)
+models = App(name="models", help="The models that are known here.")
+app.command(models)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(tokens: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
+    debug = wants(tokens, "--debug") or os.environ.get("CMSEG_DEBUG", "") not in ("", "0")
+    if debug:
+        os.environ["CMSEG_DEBUG"] = "1"
+    kept = [token for token in tokens if token != "--debug"]
+    return exit_status(lambda: app(kept, exit_on_error=False, print_error=False), debug=debug)
+
+
+@app.command
+def demo(
+    *,
+    workspace: Path | None = None,
+    cells: int = 14,
+    seed: int = 2025,
+    voxel_size: Triple = (30.0, 20.0, 20.0),
+    hard: bool = False,
+    json: Json = False,
+) -> int:
+    """Show the whole product on a simulated acquisition: S3 on loopback, nightly flow, scores, report.
+
+    Parameters
+    ----------
+    workspace
+        Folder of its state; by default the folder demo of CMSEG_WORKSPACE. Each run adds an acquisition to it.
+    cells
+        Number of cells.
+    seed
+        The same seed gives the same acquisition.
+    voxel_size
+        Nanometres, z y x.
+    hard
+        Cells pressed into each other in resin as grey as they are.
+    """
+    from flows.demo import run_demo
+    from flows.simulate import simulate
+
+    console = Console(json)
+    field = simulate(cells=cells, shape=None, voxel_size=_voxel_size(voxel_size), seed=seed, hard=hard, defects=[])
+    return run_demo(field, workspace, console)
+
+
+@app.command
+def run(
+    source: str,
+    out: Path,
+    /,
+    *,
+    voxel_size: Triple | None = None,
+    truth_cells: Path | None = None,
+    truth_organelles: Path | None = None,
+    config: Path | None = None,
+    unet: str | None = None,
+    sam: str | None = None,
+    max_memory: float | None = None,
+    json: Json = False,
+) -> int:
+    """Segment one acquisition, from files to files; needs no server.
+
+    Parameters
+    ----------
+    source
+        TIFF stack, folder of one-slice images, or a folder that `cmseg phantom` wrote.
+    out
+        New folder for the result. The same run once more finds it done; another run's result is never touched.
+    voxel_size
+        Nanometres, z y x; needed where the source does not state it.
+    truth_cells
+        Label stack of the cells: the result is then scored.
+    truth_organelles
+        Label stack of the organelles.
+    config
+        Settings (YAML or JSON), see docs/settings.md.
+    unet
+        Model for organelles: packaged, a .keras file, models:/name/version or models:/name@alias.
+    sam
+        Model for cells: packaged, a .pt file, models:/name/version or models:/name@alias.
+    max_memory
+        Gigabytes that may be used.
+    """
+    from flows.local import run_local
+
+    return run_local(
+        Console(json),
+        source=source,
+        out=out,
+        voxel_size=None if voxel_size is None else _voxel_size(voxel_size),
+        truth_cells=truth_cells,
+        truth_organelles=truth_organelles,
+        config=config,
+        unet=unet,
+        sam=sam,
+        max_memory=max_memory,
+    )
+
+
+@app.command
+def phantom(
+    out: Path,
+    /,
+    *,
+    cells: int = 14,
+    shape: tuple[int, int, int] | None = None,
+    voxel_size: Triple = (30.0, 20.0, 20.0),
+    seed: int = 0,
+    hard: bool = False,
+    defect: tuple[str, ...] = (),
+    json: Json = False,
+) -> int:
+    """Simulate an acquisition with its truth: stack.tif, cells.tif, organelles.tif, acquisition.json.
+
+    Parameters
+    ----------
+    out
+        New folder.
+    cells
+        Number of cells.
+    shape
+        Sections, rows, columns; by default a field that the cells crowd.
+    voxel_size
+        Nanometres, z y x.
+    seed
+        The same seed gives the same acquisition.
+    hard
+        Cells pressed into each other in resin as grey as they are.
+    defect
+        A defect of acquisition, any number of times: noise, curtaining, charging, drift, jitter, missing.
+    """
+    from flows.simulate import check_new_folder, simulate, write
+
+    console = Console(json)
+    check_new_folder(out.absolute())
+    field = simulate(
+        cells=cells, shape=shape, voxel_size=_voxel_size(voxel_size), seed=seed, hard=hard, defects=list(defect)
+    )
+    with console.progress(f"rendering {field.shape[0]} sections", field.shape[0]) as advance:
+        write(field, out, advance)
+    facts = {"folder": str(out.absolute()), "shape": list(field.shape), "cells": len(field.cells)}
+    console.result(facts, f"{out}: {cells} cells in {' x '.join(map(str, field.shape))} voxels")
+    return DONE
+
+
+@app.command
+def submit(
+    source: str,
+    /,
+    *,
+    name: str,
+    voxel_size: Triple | None = None,
+    truth_cells: Path | None = None,
+    truth_organelles: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Upload an acquisition to the landing zone of the store, from where the next night takes it.
+
+    Parameters
+    ----------
+    source
+        TIFF stack, folder of one-slice images, or a folder that `cmseg phantom` wrote.
+    name
+        Letters, digits, dots, _ and -; new to the store.
+    voxel_size
+        Nanometres, z y x; needed where the source does not state it.
+    truth_cells
+        Label stack of the cells: the result is then scored.
+    truth_organelles
+        Label stack of the organelles.
+    """
+    from flows.landing import submit_local
+
+    size = None if voxel_size is None else _voxel_size(voxel_size)
+    return submit_local(Console(json), source, name, size, truth_cells, truth_organelles)
+
+
+@app.command
+def nightly(*, config: Path | None = None, json: Json = False) -> int:
+    """Process every new acquisition of the store; one that fails is quarantined and does not stop the others.
+
+    Parameters
+    ----------
+    config
+        Settings (YAML or JSON), see docs/settings.md.
+    """
+    from flows.landing import run_night
+
+    return run_night(Console(json), config)
+
+
+@app.command
+def status(name: str | None = None, /, *, json: Json = False) -> int:
+    """Tell what ran, what waits, and what was quarantined and why.
+
+    Parameters
+    ----------
+    name
+        One acquisition; by default all of them.
+    """
+    from flows.landing import show_status
+
+    return show_status(Console(json), name)
+
+
+@app.command
+def train(
+    dataset: Path,
+    /,
+    *,
+    model: Literal["unet", "sam"] = "unet",
+    preset: str = "starter",
+    config: Path | None = None,
+    validation: Path | None = None,
+    out: Path | None = None,
+    max_minutes: float | None = None,
+    seed: int | None = None,
+    json: Json = False,
+) -> int:
+    """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
+
+    Parameters
+    ----------
+    dataset
+        Folder of acquisitions with truth as `cmseg phantom` writes them, or one of them.
+    model
+        The network for organelles, or the one that finds cells.
+    preset
+        Of the U-Net: starter or paper.
+    config
+        Settings of the training (YAML or JSON) that differ from the preset.
+    validation
+        Another such folder; by default every fifth acquisition, or every fifth cell where there are fewer than five.
+    out
+        New file for the model, besides the registry.
+    max_minutes
+        End the training after so long.
+    seed
+        The same seed and data give the same model on the same machine, unless --max-minutes is given.
+    """
+    from flows.train import train_local
+
+    changes = {name: value for name, value in {"max_minutes": max_minutes, "seed": seed}.items() if value is not None}
+    return train_local(
+        Console(json), model, dataset, preset=preset, config=config, validation=validation, out=out, changes=changes
+    )
+
+
+@models.command(name="list")
+def list_models(*, json: Json = False) -> int:
+    """List the packaged models and every version in the registry."""
+    from flows.models import show_models
+
+    return show_models(Console(json))
+
+
+@models.command(name="import")
+def import_model(
+    file: Path,
+    /,
+    *,
+    role: Literal["unet", "sam"],
+    name: str | None = None,
+    alias: str | None = None,
+    json: Json = False,
+) -> int:
+    """Register a model file as a new version.
+
+    Parameters
+    ----------
+    file
+        A .keras file that cmseg trained, or weights of a Segment Anything model (.pt, .pth).
+    role
+        What the model is for.
+    name
+        Name in the registry; by default cmseg-unet or cmseg-sam.
+    alias
+        Such as challenger.
+    """
+    from flows.models import import_file
+
+    return import_file(Console(json), file, role, name, alias)
+
+
+@app.command
+def doctor(*, json: Json = False) -> int:
+    """Check what works here and what does not: packages, memory, disk, models, GPU, services."""
+    from flows.doctor import examine
+
+    return examine(Console(json))
+
+
+def _voxel_size(zyx: Triple) -> VoxelSize:
+    try:
+        return VoxelSize.from_zyx(zyx)
+    except ValidationError as error:
+        numbers = " ".join(f"{number:g}" for number in zyx)
+        raise InputError("--voxel-size", f"{numbers}: {first_problem(error)}", "give nanometres, z y x") from error
