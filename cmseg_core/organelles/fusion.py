@@ -15,12 +15,11 @@ class FusedProbabilities:
     """Running element-wise maximum, or mean, of class probabilities over directions.
 
     Only one array of classes x voxels is held, as uint16, whatever the number of directions.
-    Probabilities are held as 16-bit numbers, once for all directions, and the class that each direction chose as 8-bit
-    ids: ``(2 * classes + directions) * side**3`` bytes, where the stacked probabilities of three directions would take
-    ``12 * classes * side**3``. Every section of every direction is given once, to :meth:`add` or
-    :meth:`add_background`.
-    side : int
-        Edge of the cube.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels of the volume: z, y, x.
     classes : int
     directions : int
         Number of directions that will be added.
@@ -28,11 +27,17 @@ class FusedProbabilities:
         ``maximum``: each voxel gets the class with the highest probability of any direction.
     """
 
-    def __init__(self, side: int, classes: int, directions: int, rule: Literal["maximum", "mean"] = "maximum") -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        directions: int,
+        rule: Literal["maximum", "mean"] = "maximum",
+    ) -> None:
         self.rule, self.directions = rule, directions
-        self._score = np.zeros((side, side, side, classes), dtype=np.uint16)
-        self._first = np.zeros((side, side, side), dtype=np.uint8)
-        self._differs = np.zeros((side, side, side), dtype=np.bool_)
+        self._score = np.zeros((*shape, classes), dtype=np.uint16)
+        self._first = np.zeros(shape, dtype=np.uint8)
+        self._differs = np.zeros(shape, dtype=np.bool_)
         self._first_axis: int | None = None
 
     def add(self, axis: int, start: int, probabilities: NDArray[np.float32]) -> None:
@@ -66,11 +71,11 @@ class FusedProbabilities:
             differs |= winner != first
 
     def labels(self) -> NDArray[np.uint8]:
-        """Class of every voxel, the lower id where two are level: uint8 (side, side, side)."""
+        """Class of every voxel, the lower id where two are level: uint8 (z, y, x)."""
         return np.stack([section.argmax(axis=-1).astype(np.uint8) for section in self._score])
 
     def confidence(self) -> NDArray[np.uint8]:
-        """Share of the winning class in the fused probabilities, 0..255: uint8 (side, side, side)."""
+        """Share of the winning class in the fused probabilities, 0..255: uint8 (z, y, x)."""
         out = np.empty(self._score.shape[:3], dtype=np.uint8)
         for section, target in zip(self._score, out, strict=True):
             total = np.maximum(section.sum(axis=-1, dtype=np.uint32), 1)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.calibration import apply_temperature
-from cmseg_core.organelles.dataset import denoise, section_stack
+from cmseg_core.organelles.dataset import LabelledCell, cube_of, denoise, section_stack
 from cmseg_core.organelles.fusion import FusedProbabilities
 from cmseg_core.organelles.isolation import dilate, isolate_cell, resin_grey
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.preprocess.median import median_3x3x3, mode_3x3x3
-from cmseg_core.preprocess.resample import CubeGrid
+from cmseg_core.preprocess.resample import CubeGrid, resize
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
 
 REACH_VOXELS = 4
@@ -80,22 +81,57 @@ def segment_cell(
     grid = CubeGrid(image.shape, voxel_size, model.section_size)
     isolated = isolate_cell(image, cell, others)
     cube = denoise(grid.to_cube(isolated, preprocess.interpolation, resin_grey(image, cell, others)), preprocess)
-    fused = predict_cube(cube, model, config)
-    labels = fused.labels()
-    disagreement = fused.disagreement(labels)
-    if config.filter != "none":
-        labels = (median_3x3x3 if config.filter == "median" else mode_3x3x3)(labels)
+    fused = predict_volume(cube, model, config)
+    labels, disagreement = _filtered(fused, config)
     native = grid.to_native(labels, "nearest")
     native[_out_of_bounds(own, others, image.shape)] = 0
     return CellSegmentation(native, grid.to_native(fused.confidence(), "nearest"), disagreement)
 
 
-def predict_cube(cube: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> FusedProbabilities:
-    """Fused class probabilities of a cube of the network's section size.
+def label_cell(
+    cell: LabelledCell, model: OrganelleModel, config: OrganellesConfig, preprocess: PreprocessConfig
+) -> CellSegmentation:
+    """Label a labelled cell or field anew, to be scored against its labels.
+
+    The labels serve for the resin's grey alone; they neither bound the result nor mask anything but the neighbours
+    that the cell names. A field keeps its scale, and its sections are tiled.
 
     Parameters
     ----------
-    cube : ndarray of uint8, shape (side, side, side)
+    cell : LabelledCell
+    model : OrganelleModel
+    config : OrganellesConfig
+    preprocess : PreprocessConfig
+
+    Returns
+    -------
+    CellSegmentation
+        On the grid of `cell`; background in its neighbours.
+    """
+    cube = cube_of(cell, model.section_size, preprocess)
+    fused = predict_volume(cube.image, model, config)
+    labels, disagreement = _filtered(fused, config)
+    found = (labels, fused.confidence())
+    if cell.field:
+        labels, confidence = (resize(volume, cell.image.shape, "nearest") for volume in found)
+    else:
+        grid = CubeGrid(cell.image.shape, cell.voxel_size, model.section_size)
+        labels, confidence = (grid.to_native(volume, "nearest") for volume in found)
+    if cell.others is not None:
+        labels[cell.others] = 0
+    return CellSegmentation(labels, confidence, disagreement)
+
+
+def predict_volume(volume: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> FusedProbabilities:
+    """Fused class probabilities of a volume with cubic voxels.
+
+    Sections larger than the network's are tiled with an overlap, of which each tile gives up its half; smaller ones
+    are mirrored at their edges.
+
+    Parameters
+    ----------
+    volume : ndarray of uint8, shape (z, y, x)
+        A cube of the network's section size, or any other.
     model : OrganelleModel
     config : OrganellesConfig
         Directions, rule of fusion and batch size.
@@ -104,14 +140,42 @@ def predict_cube(cube: NDArray[np.uint8], model: OrganelleModel, config: Organel
     -------
     FusedProbabilities
     """
-    side = cube.shape[0]
-    fused = FusedProbabilities(side, len(model.taxonomy), config.directions, config.fusion)
+    fused = FusedProbabilities(volume.shape, len(model.taxonomy), config.directions, config.fusion)
     for axis in range(config.directions):
-        for start in range(0, side, config.batch_size):
-            count = min(config.batch_size, side - start)
-            sections = [section_stack(cube, axis, start + i, model.channels) for i in range(count)]
-            fused.add(axis, start, predict_sections(np.stack(sections), model, config.batch_size))
+        length = volume.shape[axis]
+        for start in range(0, length, config.batch_size):
+            stop = min(start + config.batch_size, length)
+            sections = np.stack([section_stack(volume, axis, i, model.channels) for i in range(start, stop)])
+            fused.add(axis, start, _predict_tiled(sections, model, config.batch_size))
     return fused
+
+
+def tile_spans(length: int, size: int) -> list[tuple[int, int, int]]:
+    """Tiles of `size` that cover an edge of `length`, as (start, keep from, keep to); neighbours share an eighth.
+
+    The parts to keep cover the edge once. An edge no longer than a tile has one tile.
+    """
+    if length <= size:
+        return [(0, 0, length)]
+    count = 1 + -(-(length - size) // (size - size // 8))
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    cuts = [0, *((a + size + b) // 2 for a, b in pairwise(starts)), length]
+    return list(zip(starts, cuts[:-1], cuts[1:], strict=True))
+
+
+def _predict_tiled(sections: NDArray[np.uint8], model: OrganelleModel, batch_size: int) -> NDArray[np.float32]:
+    size = model.section_size
+    height, width = sections.shape[1:3]
+    if (height, width) == (size, size):
+        return predict_sections(sections, model, batch_size)
+    out = np.empty((*sections.shape[:3], len(model.taxonomy)), dtype=np.float32)
+    short = [(0, 0), (0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0)]
+    padded = np.pad(sections, short, mode="symmetric")
+    for y, y0, y1 in tile_spans(height, size):
+        for x, x0, x1 in tile_spans(width, size):
+            tile = predict_sections(padded[:, y : y + size, x : x + size], model, batch_size)
+            out[:, y0:y1, x0:x1] = tile[:, y0 - y : y1 - y, x0 - x : x1 - x]
+    return out
 
 
 def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_size: int) -> NDArray[np.float32]:
@@ -132,6 +196,15 @@ def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_s
     np.divide(sections, np.float32(255), out=batch[: len(sections)], casting="unsafe")
     probabilities = np.asarray(model.network.predict_on_batch(batch), dtype=np.float32)[: len(sections)]
     return apply_temperature(probabilities, model.temperature)
+
+
+def _filtered(fused: FusedProbabilities, config: OrganellesConfig) -> tuple[NDArray[np.uint8], float]:
+    """Filtered class ids, and the disagreement before the filter."""
+    labels = fused.labels()
+    disagreement = fused.disagreement(labels)
+    if config.filter != "none":
+        labels = (median_3x3x3 if config.filter == "median" else mode_3x3x3)(labels)
+    return labels, disagreement
 
 
 def _out_of_bounds(
