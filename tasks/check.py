@@ -107,7 +107,6 @@ def check(request: AcquisitionRequest) -> Checked:
     inputs = {"source": acquisition.sha256, **{role: model.sha256 for role, model in models.items()}, **truth_sha256}
     settings = {
         "name": request.name,
-        "origin": acquisition.source,
         "voxel_size": stack.voxel_size,
         "config": request.config.model_dump(mode="json"),
         "stages": {str(cell): stage for cell, stage in stages.items()},

@@ -45,7 +45,7 @@ class Made(Frozen):
     evaluate: StageRef | None = None
     quarantined_cells: dict[str, str] = {}
 
-    def keys(self) -> dict[str, str]:
+    def stage_keys(self) -> dict[str, str]:
         """Stage to key, for the manifest; the stages of single cells are named after the cell."""
         keys = {name: getattr(self, name).key for name in ("ingest", "preprocess", "foreground", "instances")}
         keys |= {f"organelles/{cell}": ref.key for cell, ref in self.organelles.items()}
@@ -198,7 +198,7 @@ class Delivery:
             for role, model in sorted(self.checked.models.items())
         }
         settings = self.config.model_dump(mode="json") | {"taxonomy": self.taxonomy.model_dump(mode="json")}
-        keys = {"run": self.checked.run_key, **self.made.keys()}
+        keys = {"run": self.checked.run_key, **self.made.stage_keys()}
         return {"versions": versions(), "models": models, "keys": keys, "config": settings}
 
     def _context(self, rows: list[dict[str, Any]], provenance: Mapping[str, Any]) -> ReportContext:
