@@ -23,8 +23,7 @@ _QUIET = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "TF_ENABLE_ONEDNN_OPTS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
     "KERAS_BACKEND": "tensorflow",
 }
 
@@ -62,8 +61,12 @@ def prepare(workspace: Workspace) -> None:
 
 
 class PlainErrors(logging.Filter):
-    """Leaves bad input to whoever called the flow, who says it in one line: no trace of the code that found it."""
+    """Leaves bad input to whoever called the flow, who says it in one line: no trace of the code that found it.
+
+    Nor does it repeat for every cell that a timeout takes effect only between two calls into a numeric library. A batch
+    of sections is one such call and takes seconds, so that is soon enough.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, InputError)
+        return not isinstance(error, InputError) and "running in a worker thread" not in str(record.msg)

@@ -32,7 +32,7 @@ from tasks.models import agreed_taxonomy
 from tasks.organelles import organelles
 from tasks.preprocess import preprocess
 from tasks.request import AcquisitionRequest, AcquisitionResult
-from tasks.source import fetch
+from tasks.source import fetch, open_stack
 from tasks.stage import opened
 
 log = logging.getLogger("cmseg.flows")
@@ -61,12 +61,14 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
         For bad input, before anything is written to the result's place.
     """
     with _at_hand(request) as (request, scratch):
+        # What is cheap to refuse is refused before the stack is hashed.
+        open_stack(request.source, request.voxel_size)
+        if request.out is not None and manifest.existing_run(request.out) is None:
+            manifest.check_output(request.out)
         checked = check(request)
         former = _published(request, checked)
         if former is not None:
             return former
-        if request.out is not None:
-            manifest.check_output(request.out)
         made, taxonomy = _compute(request, checked)
         location = deliver(
             checked=checked,

@@ -55,8 +55,8 @@ def score_stages(
     truth, predicted : array-like, shape (z, y, x)
         Class ids.
     truth_cells, predicted_cells : array-like, shape (z, y, x)
-        Cell ids. A true cell counts where a predicted one has an IoU of at least 0.5 with it; both are compared over
-        the union of the two.
+        Cell ids. A true cell counts where a predicted one has an IoU of at least 0.5 with it; both are compared in
+        the true cell's box, where all but the union of the two is background.
     stages : mapping of int to int
         True cell to its stage.
     taxonomy : Taxonomy
@@ -71,11 +71,11 @@ def score_stages(
     for found, true in match_cells(truth_cells, predicted_cells).items():
         if true not in stages:
             continue
-        # A matched cell reaches beyond the true one; half as wide again holds all but a rare tail.
+        # A matched cell may reach beyond the true one: half as wide again holds all but a rare tail.
         box = tuple(
             slice(max(0, span.start - (span.stop - span.start) // 4), min(n, span.stop + (span.stop - span.start) // 4))
             for span, n in zip(boxes[true], truth.shape, strict=True)
         )
         either = (truth_cells[box] == true) | (np.asarray(predicted_cells[box]) == found)
-        counts.add(truth[box][either], np.asarray(predicted[box])[either], stages[true])
+        counts.add(truth[box] * either, np.asarray(predicted[box]) * either, stages[true])
     return counts.per_stage()

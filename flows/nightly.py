@@ -1,0 +1,152 @@
+"""The night: every new acquisition is processed, and one that fails is set aside without harm to the others."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import PipelineConfig, Workspace
+from cmseg_core.storage.store import Store
+from flows.places import store_address, tracking_uri
+from flows.process_acquisition import process_acquisition
+from tasks.check import stages_of
+from tasks.landing import (
+    INCOMING,
+    Kind,
+    fetch_submission,
+    mark_running,
+    quarantine,
+    read_submission,
+    unmark_running,
+    waiting,
+)
+from tasks.request import AcquisitionRequest, AcquisitionResult
+
+log = logging.getLogger("cmseg.flows")
+
+ATTEMPTS = 2
+"""A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
+
+
+@flow(name="nightly", persist_result=False, validate_parameters=False)
+def nightly(
+    config: PipelineConfig | None = None,
+    workspace: Workspace | None = None,
+    names: Sequence[str] | None = None,
+) -> list[AcquisitionResult]:
+    """Process every acquisition that was submitted and neither published nor quarantined yet.
+
+    Parameters
+    ----------
+    config : PipelineConfig, optional
+        By default that of the environment.
+    workspace : Workspace, optional
+        By default that of the environment.
+    names : sequence of str, optional
+        Only these, also where they were quarantined before.
+
+    Returns
+    -------
+    list of AcquisitionResult
+        By name. An acquisition that failed is quarantined, with its reason in ``quarantine/<name>/reason.json``.
+    """
+    config = config or PipelineConfig()
+    workspace = workspace or Workspace()
+    store = store_address(workspace).open()
+    results = [_process(name, config, workspace, store) for name in (sorted(names) if names else waiting(store))]
+    _show(results)
+    return results
+
+
+def _process(name: str, config: PipelineConfig, workspace: Workspace, store: Store) -> AcquisitionResult:
+    """Process one submission; whatever goes wrong with it becomes a quarantine."""
+    scratch = workspace.workspace / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch, prefix=f"{name}-incoming-"))
+    mark_running(store, name)
+    try:
+        request = _request(name, config, workspace, store, folder)
+        return _attempt(request)
+    except InputError as error:
+        reason = f"{error.subject}: {error.reason}".replace(f"{folder}/", "")
+        return _set_aside(store, name, reason, error.mend, "input")
+    except Exception as error:
+        log.exception("%s failed", name)
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        return _set_aside(store, name, reason, "see the log of the run; then `cmseg nightly` with its name", "fault")
+    finally:
+        unmark_running(store, name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Store, folder: Path) -> AcquisitionRequest:
+    acquisition = read_submission(store, name)
+    fetch_submission(store, name, folder)
+    truth = {
+        role: str(folder / path)
+        for role in ("truth_cells", "truth_organelles")
+        if (path := getattr(acquisition, role)) is not None
+    }
+    return AcquisitionRequest(
+        name=name,
+        source=str(folder / acquisition.source),
+        origin=f"{INCOMING}/{name}/{acquisition.source}",
+        voxel_size=acquisition.voxel_size,
+        stages=stages_of({"metadata": acquisition.metadata}),
+        config=config,
+        store=store.uri,
+        s3_endpoint=store.endpoint,
+        s3_region=store.region,
+        unet=workspace.unet,
+        sam=workspace.sam,
+        tracking_uri=tracking_uri(workspace),
+        workspace=workspace.workspace,
+        max_memory_gb=workspace.max_memory_gb,
+        **truth,
+    )
+
+
+def _attempt(request: AcquisitionRequest) -> AcquisitionResult:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return process_acquisition(request)
+        except InputError:
+            raise
+        except Exception:
+            if attempt == ATTEMPTS:
+                raise
+            log.warning("%s failed and is tried once more", request.name, exc_info=True)
+    raise AssertionError("the loop returns or raises")
+
+
+def _set_aside(store: Store, name: str, reason: str, mend: str, kind: Kind) -> AcquisitionResult:
+    location = quarantine(store, name, reason, mend, kind)
+    return AcquisitionResult(name=name, state="quarantined", reason=reason, location=location)
+
+
+def _show(results: Sequence[AcquisitionResult]) -> None:
+    """Leave the night's table, and a link to every report, where Prefect shows them."""
+    table = [
+        {
+            "acquisition": result.name,
+            "state": result.state,
+            "cells": result.cells,
+            "cells quarantined": len(result.quarantined_cells),
+            "reason": result.reason or "",
+            "location": result.location,
+        }
+        for result in results
+    ]
+    create_table_artifact(key="night", table=table, description="What became of every new acquisition")
+    for result in results:
+        if result.state == "published":
+            key = "report-" + re.sub(r"[^a-z0-9]+", "-", result.name.lower()).strip("-")
+            create_markdown_artifact(key=key, markdown=f"[Report of {result.name}]({result.location}/report.html)")

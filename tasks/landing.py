@@ -1,0 +1,107 @@
+"""The landing zone: what was submitted, what waits, what is in work, what was quarantined.
+
+An acquisition exists once its ``acquisition.json``, written last, is there. Its files lie in a folder named after
+their content, so that two people who submit under one name at once cannot mix their data.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import Acquisition, first_problem
+from cmseg_core.storage.stages import canonical_json
+from cmseg_core.storage.store import Store
+
+INCOMING = "incoming"
+ACQUISITIONS = "acquisitions"
+QUARANTINE = "quarantine"
+RUNNING = "work/running"
+_STALE_SECONDS = 24 * 3600
+"""A mark of work in progress that is older was left by a process that died."""
+Kind = Literal["input", "fault"]
+State = Literal["waiting", "running", "published", "quarantined"]
+
+
+def submitted(store: Store) -> list[str]:
+    """Names of all complete submissions, sorted."""
+    return [name for name in store.folders(INCOMING) if store.exists(f"{INCOMING}/{name}/acquisition.json")]
+
+
+def waiting(store: Store) -> list[str]:
+    """Names of the submissions that were neither published nor quarantined, sorted."""
+    return [name for name in submitted(store) if not _published(store, name) and _reason(store, name) is None]
+
+
+def read_submission(store: Store, name: str) -> Acquisition:
+    """What was submitted under `name`.
+
+    Raises
+    ------
+    InputError
+        Where there is none, or its ``acquisition.json`` cannot be understood.
+    """
+    key = f"{INCOMING}/{name}/acquisition.json"
+    try:
+        return Acquisition.model_validate_json(store.get(key))
+    except KeyError as error:
+        raise InputError(name, "was never submitted", "submit it with `cmseg submit`") from error
+    except ValidationError as error:
+        raise InputError(key, f"cannot be understood ({first_problem(error)})", "submit it under a new name") from error
+
+
+def fetch_submission(store: Store, name: str, folder: Path) -> Path:
+    """Bring the files of a submission into a local folder."""
+    store.download_tree(f"{INCOMING}/{name}", folder, last=("acquisition.json",))
+    return folder
+
+
+def quarantine(store: Store, name: str, reason: str, mend: str, kind: Kind) -> str:
+    """Set a submission aside, with the reason why; returns where the reason stands."""
+    key = f"{QUARANTINE}/{name}/reason.json"
+    store.put(key, canonical_json({"name": name, "reason": reason, "mend": mend, "kind": kind}))
+    return store.uri_of(key)
+
+
+def mark_running(store: Store, name: str) -> None:
+    """Let others see that an acquisition is in work."""
+    store.put(f"{RUNNING}/{name}/started.json", canonical_json({"started": int(time.time())}))
+
+
+def unmark_running(store: Store, name: str) -> None:
+    """Take the mark back."""
+    store.delete(f"{RUNNING}/{name}")
+
+
+def state_of(store: Store, name: str) -> tuple[State, str | None]:
+    """State of a submission, and the reason where it was quarantined."""
+    if _published(store, name):
+        return "published", None
+    if _is_running(store, name):
+        return "running", None
+    reason = _reason(store, name)
+    return ("waiting", None) if reason is None else ("quarantined", str(reason.get("reason")))
+
+
+def _published(store: Store, name: str) -> bool:
+    return store.exists(f"{ACQUISITIONS}/{name}/manifest.json")
+
+
+def _reason(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(store.get(f"{QUARANTINE}/{name}/reason.json"))
+    except KeyError:
+        return None
+
+
+def _is_running(store: Store, name: str) -> bool:
+    try:
+        started = json.loads(store.get(f"{RUNNING}/{name}/started.json"))["started"]
+    except KeyError:
+        return False
+    return time.time() - float(started) < _STALE_SECONDS
