@@ -70,16 +70,30 @@ class FusedProbabilities:
             differs = np.moveaxis(self._differs[place], axis, 0)
             differs |= winner != first
 
+    def add_background(self, axis: int, start: int, stop: int) -> None:
+        """Add the sections `start` to ``stop - 1`` of one direction as certain background."""
+        height, width = (n for a, n in enumerate(self._first.shape) if a != axis)
+        certain = np.eye(1, self._score.shape[-1], dtype=np.float32)[0]
+        for index in range(start, stop):
+            self.add(axis, index, np.broadcast_to(certain, (1, height, width, len(certain))))
+
     def labels(self) -> NDArray[np.uint8]:
         """Class of every voxel, the lower id where two are level: uint8 (z, y, x)."""
         return np.stack([section.argmax(axis=-1).astype(np.uint8) for section in self._score])
 
-    def confidence(self) -> NDArray[np.uint8]:
-        """Share of the winning class in the fused probabilities, 0..255: uint8 (z, y, x)."""
+    def confidence(self, labels: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Share of a class in the fused probabilities, 0..255: uint8 (z, y, x).
+
+        Parameters
+        ----------
+        labels : ndarray of uint8, shape (z, y, x), optional
+            The class of every voxel, such as a filter left it; by default the winning one.
+        """
         out = np.empty(self._score.shape[:3], dtype=np.uint8)
-        for section, target in zip(self._score, out, strict=True):
+        for z, (section, target) in enumerate(zip(self._score, out, strict=True)):
             total = np.maximum(section.sum(axis=-1, dtype=np.uint32), 1)
-            target[...] = np.rint(section.max(axis=-1) * (255.0 / total))
+            own = section.max(axis=-1) if labels is None else _own(section, labels[z])
+            target[...] = np.rint(own * (255.0 / total))
         return out
 
     def disagreement(self, labels: NDArray[np.uint8]) -> float:
@@ -87,3 +101,7 @@ class FusedProbabilities:
         foreground = labels > 0
         voxels = int(np.count_nonzero(foreground))
         return float(np.count_nonzero(self._differs & foreground) / voxels) if voxels else 0.0
+
+
+def _own(section: NDArray[np.uint16], labels: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    return np.take_along_axis(section, labels[..., None].astype(np.intp), axis=-1)[..., 0]

@@ -21,6 +21,9 @@ from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
 REACH_VOXELS = 4
 """How far outside its mask a cell may still be found: the outline of the network is better than the mask's."""
 
+SEAM_VOXELS = 2
+"""Cube voxels by which the sections that are looked at exceed that: one for rounding between grids, one for filters."""
+
 
 @dataclass(frozen=True, eq=False)
 class CellSegmentation:
@@ -31,7 +34,7 @@ class CellSegmentation:
     labels : ndarray of uint8, shape (z, y, x)
         Class ids.
     confidence : ndarray of uint8, shape (z, y, x)
-        Fused probability of the winning class, 0..255.
+        Fused probability of the class in `labels` as it was after the filter, 0..255.
     disagreement : float
         Share of the cell's voxels in which the directions name different classes; 0 with one direction.
     """
@@ -81,11 +84,12 @@ def segment_cell(
     grid = CubeGrid(image.shape, voxel_size, model.section_size)
     isolated = isolate_cell(image, cell, others)
     cube = denoise(grid.to_cube(isolated, preprocess.interpolation, resin_grey(image, cell, others)), preprocess)
-    fused = predict_volume(cube, model, config)
+    reach = None if own is None else dilate(grid.to_cube(dilate(own, REACH_VOXELS), "nearest", False), SEAM_VOXELS)
+    fused = predict_volume(cube, model, config, reach)
     labels, disagreement = _filtered(fused, config)
     native = grid.to_native(labels, "nearest")
     native[_out_of_bounds(own, others, image.shape)] = 0
-    return CellSegmentation(native, grid.to_native(fused.confidence(), "nearest"), disagreement)
+    return CellSegmentation(native, grid.to_native(fused.confidence(labels), "nearest"), disagreement)
 
 
 def label_cell(
@@ -111,7 +115,7 @@ def label_cell(
     cube = cube_of(cell, model.section_size, preprocess)
     fused = predict_volume(cube.image, model, config)
     labels, disagreement = _filtered(fused, config)
-    found = (labels, fused.confidence())
+    found = (labels, fused.confidence(labels))
     if cell.field:
         labels, confidence = (resize(volume, cell.image.shape, "nearest") for volume in found)
     else:
@@ -122,7 +126,12 @@ def label_cell(
     return CellSegmentation(labels, confidence, disagreement)
 
 
-def predict_volume(volume: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> FusedProbabilities:
+def predict_volume(
+    volume: NDArray[np.uint8],
+    model: OrganelleModel,
+    config: OrganellesConfig,
+    reach: NDArray[np.bool_] | None = None,
+) -> FusedProbabilities:
     """Fused class probabilities of a volume with cubic voxels.
 
     Sections larger than the network's are tiled with an overlap, of which each tile gives up its half; smaller ones
@@ -135,6 +144,8 @@ def predict_volume(volume: NDArray[np.uint8], model: OrganelleModel, config: Org
     model : OrganelleModel
     config : OrganellesConfig
         Directions, rule of fusion and batch size.
+    reach : ndarray of bool, shape of `volume`, optional
+        Sections before the first and after the last with one of its voxels are background unseen.
 
     Returns
     -------
@@ -143,11 +154,20 @@ def predict_volume(volume: NDArray[np.uint8], model: OrganelleModel, config: Org
     fused = FusedProbabilities(volume.shape, len(model.taxonomy), config.directions, config.fusion)
     for axis in range(config.directions):
         length = volume.shape[axis]
-        for start in range(0, length, config.batch_size):
-            stop = min(start + config.batch_size, length)
+        first, last = (0, length) if reach is None else _span(reach, axis)
+        fused.add_background(axis, 0, first)
+        fused.add_background(axis, last, length)
+        for start in range(first, last, config.batch_size):
+            stop = min(start + config.batch_size, last)
             sections = np.stack([section_stack(volume, axis, i, model.channels) for i in range(start, stop)])
             fused.add(axis, start, _predict_tiled(sections, model, config.batch_size))
     return fused
+
+
+def _span(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
+    """First section with a voxel of the mask, and the one after the last; (0, 0) for an empty mask."""
+    occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    return (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
 
 
 def tile_spans(length: int, size: int) -> list[tuple[int, int, int]]:
