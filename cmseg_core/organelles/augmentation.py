@@ -115,7 +115,7 @@ def cut_window(
         edge = cv2.BORDER_REFLECT_101
         warp_image = cv2.warpAffine(image, window, (size, size), flags=flags | cv2.INTER_LINEAR, borderMode=edge)
         warp_labels = cv2.warpAffine(labels, window, (size, size), flags=flags | cv2.INTER_NEAREST, borderMode=edge)
-    return warp_image.reshape(size, size, -1), warp_labels
+    return warp_image.reshape(size, size, -1).astype(np.uint8, copy=False), warp_labels.astype(np.uint8, copy=False)
 
 
 def _elastic_maps(
