@@ -217,17 +217,19 @@ def submit(
 
 
 @app.command
-def nightly(*, config: Path | None = None, json: Json = False) -> int:
+def nightly(*names: str, config: Path | None = None, json: Json = False) -> int:
     """Process every new acquisition of the store; one that fails is quarantined and does not stop the others.
 
     Parameters
     ----------
+    names
+        Only these, also where they were quarantined before.
     config
         Settings (YAML or JSON), see docs/settings.md.
     """
     from flows.landing import run_night
 
-    return run_night(Console(json), config)
+    return run_night(Console(json), config, names)
 
 
 @app.command

@@ -76,31 +76,38 @@ class Console:
 
 @contextmanager
 def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Call `tell` with the name of each Prefect task that finishes, and with warnings of the flows."""
+    """Call `tell` with the name of each Prefect task that finishes, and with warnings of the flows.
+
+    Prefect prints the traceback of every failed run; here a failure is told once, by whoever catches it.
+    """
     import prefect  # noqa: F401  # configures its loggers as it is imported, and would undo what is set before
 
-    tasks, flows = logging.getLogger("prefect.task_runs"), logging.getLogger("cmseg")
-    level = tasks.level
+    runs = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("task", "flow")]
+    debug = bool(os.environ.get("CMSEG_DEBUG"))
 
     def listen(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            if record.getMessage().startswith("Finished in state Completed"):
-                tell(f"{getattr(record, 'task_run_name', 'a stage')} done")
-            return False  # Prefect's own handlers would print it again
-        return True
+        text = record.getMessage()
+        if text.startswith("Finished in state Completed") and hasattr(record, "task_run_name"):
+            tell(f"{record.task_run_name} done")
+        # Tasks mapped over cells run in threads, where Prefect says of every single one that it cannot interrupt it.
+        return debug or record.levelno >= logging.WARNING and not record.exc_info and "worker thread" not in text
 
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
-    tasks.addFilter(listen)
-    tasks.setLevel(logging.INFO)
+    flows = logging.getLogger("cmseg")
+    levels = [logger.level for logger in runs]
+    for logger in runs:
+        logger.addFilter(listen)
+        logger.setLevel(logging.INFO)
     flows.addHandler(handler)
     flows.propagate = False
     try:
         yield
     finally:
         flows.removeHandler(handler)
-        tasks.removeFilter(listen)
-        tasks.setLevel(level)
+        for logger, level in zip(runs, levels, strict=True):
+            logger.removeFilter(listen)
+            logger.setLevel(level)
 
 
 def exit_status(action: Callable[[], int | None], *, debug: bool) -> int:

@@ -17,7 +17,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen, Workspace
 from cmseg_core.tracking.registry import PACKAGED, resolve_model
 from flows.console import BAD_INPUT, DONE, Console, one_line
-from flows.models import tracking_uri_of
+from flows.places import tracking_uri
 
 GIGABYTE = 1e9
 LEAST_DISK_GB = 5.0
@@ -105,7 +105,7 @@ def _models(workspace: Workspace) -> Iterator[Finding]:
     for role in PACKAGED:
         try:
             cache = workspace.workspace / "models"
-            found = resolve_model(references[role], role, tracking_uri_of(workspace), cache)
+            found = resolve_model(references[role], role, tracking_uri(workspace), cache)
         except (InputError, ConnectionError) as error:
             yield Finding(subject=f"model {role}", state="bad", detail=one_line(str(error)))
         else:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
-from flows.console import DONE, QUARANTINED, Console
+from flows.console import Console
 from flows.environment import prepare
 from flows.labelled import is_labelled, open_labelled
-
-if TYPE_CHECKING:
-    from tasks.request import AcquisitionResult
+from flows.outcome import described, status_of
 
 
 def run_local(
@@ -38,19 +35,19 @@ def run_local(
     InputError
         Where the source, an option, a model or `out` cannot be used.
     """
-    from cmseg_core.tracking.connection import default_tracking_uri
-
     workspace = Workspace()
     settings = PipelineConfig.from_file(config)
-    stack, truth_cells, truth_organelles = _with_truth(source, truth_cells, truth_organelles)
+    stack, truth_cells, truth_organelles = with_truth(source, truth_cells, truth_organelles)
     check_out(out)
     if not stack.startswith("s3://"):
         _check_source(Path(stack), voxel_size, [truth_cells, truth_organelles])
     prepare(workspace)
 
+    from flows.places import store_address, tracking_uri
     from flows.process_acquisition import process_acquisition
     from tasks.request import AcquisitionRequest
 
+    store = store_address(workspace)
     with console.pipeline(f"{source} -> {out}"):
         result = process_acquisition(
             AcquisitionRequest(
@@ -60,13 +57,13 @@ def run_local(
                 truth_cells=_absolute(truth_cells),
                 truth_organelles=_absolute(truth_organelles),
                 config=settings,
-                store=workspace.store or str(workspace.workspace / "store"),
-                s3_endpoint=workspace.s3_endpoint,
-                s3_region=workspace.s3_region,
+                store=store.uri,
+                s3_endpoint=store.endpoint,
+                s3_region=store.region,
                 out=out.expanduser().absolute(),
                 unet=unet or workspace.unet,
                 sam=sam or workspace.sam,
-                tracking_uri=workspace.mlflow_tracking_uri or default_tracking_uri(workspace.workspace),
+                tracking_uri=tracking_uri(workspace),
                 workspace=workspace.workspace,
                 max_memory_gb=max_memory or workspace.max_memory_gb,
             )
@@ -91,39 +88,7 @@ def check_out(out: Path) -> None:
         check_new_folder(out.expanduser().absolute())
 
 
-def status_of(results: list[AcquisitionResult]) -> int:
-    """Exit status of finished work."""
-    return QUARANTINED if any(r.state == "quarantined" or r.quarantined_cells for r in results) else DONE
-
-
-def described(result: AcquisitionResult) -> str:
-    """The outcome as text, with its scores."""
-    if result.state == "quarantined":
-        return f"{result.name}: quarantined: {result.reason} ({result.location})"
-    lines = [f"{result.name}: {result.cells} cells in {result.location}"]
-    lines += [f"  cell {cell} is quarantined: {reason}" for cell, reason in result.quarantined_cells.items()]
-    if not result.recomputed:
-        lines.append("  nothing was computed anew: the same result was there already")
-    if result.evaluation:
-        lines += ["", score_text(result.evaluation)]
-    return "\n".join(lines)
-
-
-def score_text(evaluation: dict[str, Any]) -> str:
-    """The tables of an ``evaluation.json``."""
-    from cmseg_core.evaluation.tables import class_table, format_table
-
-    parts = []
-    if evaluation.get("cells"):
-        rows = [(name.replace("_", " "), value) for name, value in evaluation["cells"].items()]
-        parts.append(format_table(("cells", "score"), rows))
-    if evaluation.get("organelles"):
-        columns = {name: evaluation["organelles"][name] for name in ("iou", "dice") if name in evaluation["organelles"]}
-        parts.append(class_table(columns))
-    return "\n\n".join(parts)
-
-
-def _with_truth(
+def with_truth(
     source: str, truth_cells: Path | None, truth_organelles: Path | None
 ) -> tuple[str, Path | None, Path | None]:
     """The stack of a source, with the truth of a folder that ``cmseg phantom`` wrote unless another one is given."""

@@ -6,14 +6,9 @@ from pathlib import Path
 
 from cmseg_core.schema import Workspace
 from cmseg_core.tracking.catalogue import list_versions
-from cmseg_core.tracking.connection import default_tracking_uri
 from cmseg_core.tracking.registry import MODEL_NAMES, PACKAGED, Role, packaged_model, register_file
 from flows.console import DONE, Console
-
-
-def tracking_uri_of(workspace: Workspace) -> str:
-    """The registry that a workspace uses."""
-    return workspace.mlflow_tracking_uri or default_tracking_uri(workspace.workspace)
+from flows.places import tracking_uri
 
 
 def show_models(console: Console) -> int:
@@ -28,7 +23,7 @@ def show_models(console: Console) -> int:
         except InputError:
             continue
         rows.append({"reference": "packaged", "role": role, "aliases": [], "file": str(path), "sha256": None})
-    for version in list_versions(tracking_uri_of(Workspace())):
+    for version in list_versions(tracking_uri(Workspace())):
         rows.append(
             {
                 "reference": version.reference,
@@ -53,7 +48,7 @@ def import_file(console: Console, file: Path, role: Role, name: str | None, alia
     """
     check_model(file, role)
     name = name or MODEL_NAMES[role]
-    version = register_file(file, name, role, tracking_uri_of(Workspace()), alias=alias)
+    version = register_file(file, name, role, tracking_uri(Workspace()), alias=alias)
     reference = f"models:/{name}/{version}"
     console.result({"model": reference, "alias": alias}, reference)
     return DONE

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
 from cmseg_core.schema import Frozen, PipelineConfig, Workspace, first_problem
-from cmseg_core.tracking.connection import default_tracking_uri
 from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
 from flows.labelled import LabelledAcquisition, find_labelled, read_labelled
+from flows.places import tracking_uri
 
 if TYPE_CHECKING:
     from cmseg_core.foreground.training import LabelledField
@@ -100,7 +100,7 @@ def train_local(
         settings=settings,
         preset=preset,
         out=out,
-        tracking_uri=workspace.mlflow_tracking_uri or default_tracking_uri(workspace.workspace),
+        tracking_uri=tracking_uri(workspace),
     )
     check_out(out, model)
     find_labelled(dataset)

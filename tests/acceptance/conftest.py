@@ -1,0 +1,88 @@
+"""Acceptance tests drive the installed ``cmseg`` command and know nothing of the code behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = Path(sys.executable).parent / "cmseg"
+THRESHOLD = "foreground: {method: threshold}\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit status, and both streams."""
+
+    status: int
+    out: str
+    err: str
+
+    def document(self) -> Any:
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+    def complaint(self) -> str:
+        """The one line that bad input gets."""
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        assert lines[0].startswith("cmseg: ")
+        return lines[0]
+
+
+Cmseg = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def cmseg(tmp_path_factory: pytest.TempPathFactory) -> Cmseg:
+    """Run ``cmseg`` with arguments, in a workspace that the tests of a session share."""
+    if not COMMAND.is_file():
+        pytest.skip(f"{COMMAND} is absent: install the project first")
+    workspace = tmp_path_factory.mktemp("workspace")
+
+    def run(*arguments: object, timeout: float = 280, **variables: str) -> Outcome:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CMSEG_")}
+        environment |= {"CMSEG_WORKSPACE": str(workspace), "CMSEG_THREADS": "2", **variables}
+        command = [str(COMMAND), *(str(argument) for argument in arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def phantom(cmseg: Cmseg, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny simulated acquisition, with its truth."""
+    folder = tmp_path_factory.mktemp("phantoms") / "tiny"
+    made = cmseg("phantom", folder, "--cells", 3, "--voxel-size", 60, 60, 60, "--seed", 1)
+    assert made.status == 0, made.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unet(cmseg: Cmseg, phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny U-Net that has learned next to nothing: enough to go through every stage."""
+    folder = tmp_path_factory.mktemp("models")
+    settings = folder / "tiny.yaml"
+    settings.write_text(
+        "{width: 4, depth: 3, section_size: 32, epochs: 1, steps_per_epoch: 2, batch_size: 2, precision: float32}\n"
+    )
+    made = cmseg("train", phantom, "--config", settings, "--out", folder / "tiny.keras", "--seed", 1)
+    assert made.status == 0, made.err
+    return folder / "tiny.keras"
+
+
+@pytest.fixture
+def threshold(tmp_path: Path) -> Path:
+    """Settings that find cells without a network."""
+    path = tmp_path / "threshold.yaml"
+    path.write_text(THRESHOLD)
+    return path
