@@ -133,6 +133,9 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
             store=unmapped(store),
         ),
     )
+    if failed and not labelled:
+        # Not one bad cell, then: something is wrong with all of this, and must not be published as a result.
+        raise RuntimeError(f"none of {len(failed)} cells could be labelled: {next(iter(failed.values()))}")
     kept = [region for region in regions if region.cell_id in labelled]
     boxes = [crop_box(region, checked.shape, voxel_size, config.organelles.margin_nm) for region in kept]
     measured, unmeasured = _gather(

@@ -55,6 +55,7 @@ def submit(
         read_labels(path, stack.shape)
     sha256 = stack.sha256()
     stages = stages_beside(Path(source)) if any(truth.values()) else {}
+    named = {str(cell): stage for cell, stage in stages.items()}
     folder = f"data-{sha256[:12]}"
     try:
         acquisition = Acquisition(
@@ -65,8 +66,7 @@ def submit(
             voxel_size=stack.voxel_size,
             truth_cells=f"{folder}/truth-cells/{Path(truth_cells).name}" if truth_cells else None,
             truth_organelles=f"{folder}/truth-organelles/{Path(truth_organelles).name}" if truth_organelles else None,
-            metadata=stack.metadata
-            | ({"stages": {str(cell): stage for cell, stage in stages.items()}} if stages else {}),
+            metadata=stack.metadata | ({"stages": named} if named else {}),
         )
     except ValidationError as error:
         mend = "use letters, digits, dots, underscores and hyphens"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ VOXEL_SIZE = VoxelSize(z=60, y=50, x=50)
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Prefect's own server of this process, with its database in a passing folder."""
     folder = tmp_path_factory.mktemp("prefect")
-    assert "prefect" not in sys.modules or os.environ.get("PREFECT_HOME"), "Prefect was imported before its home was set"
     prepare(Workspace(workspace=folder))
     from prefect.testing.utilities import prefect_test_harness
 

@@ -1,0 +1,130 @@
+"""A night with good and bad acquisitions, on a folder and on S3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
+from cmseg_core.storage.store import Store
+from flows.status import acquisition_states
+from flows.submit import submit
+
+
+def night(workspace: Workspace, config: PipelineConfig, **options: Any) -> Any:
+    from flows.nightly import nightly
+
+    return nightly(config=config, workspace=workspace, **options)
+
+
+def states(store: Store) -> dict[str, str]:
+    return {entry["name"]: entry["state"] for entry in acquisition_states(store)}
+
+
+@pytest.fixture
+def local(store: Store, tiny_unet: Path, prefect_home: Path, tmp_path: Path) -> Workspace:
+    """A workspace on the store under test."""
+    return Workspace(
+        workspace=tmp_path / "workspace",
+        store=store.uri,
+        s3_endpoint=store.endpoint,
+        unet=str(tiny_unet),
+        mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+
+
+def blank_stack(folder: Path) -> str:
+    path = folder / "blank.tif"
+    tifffile.imwrite(path, np.full((12, 32, 32), 7, np.uint8), photometric="minisblack")
+    return str(path)
+
+
+def test_bad_acquisition_does_not_sink_the_good_one(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, tmp_path: Path
+) -> None:
+    truth = {"truth_cells": str(tiny / "cells.tif"), "truth_organelles": str(tiny / "organelles.tif")}
+    submit(str(tiny / "stack.tif"), "good", store, **truth)
+    submit(blank_stack(tmp_path), "bad", store, voxel_size=VoxelSize(z=50, y=50, x=50))
+    store.put("incoming/half/data/stack.tif", b"an upload that has no acquisition.json yet")
+    assert states(store) == {"bad": "waiting", "good": "waiting"}
+
+    bad, good = night(local, config)
+
+    assert (bad.state, good.state) == ("quarantined", "published")
+    assert good.cells == 3 and set(good.evaluation["organelles"]["per_stage"]) == {"1", "2", "3"}
+    reason = json.loads(store.get("quarantine/bad/reason.json"))
+    assert set(reason) == {"name", "reason", "mend", "kind"} and reason["kind"] == "input"
+    assert str(tmp_path / "workspace") not in reason["reason"]
+    manifest = json.loads(store.get("acquisitions/good/manifest.json"))
+    assert manifest["acquisition"]["source"].startswith("incoming/good/data-")
+    keys = {key.removeprefix("acquisitions/good/") for key in store.list("acquisitions/good")}
+    assert keys == {output["path"] for output in manifest["outputs"]} | {"manifest.json"}
+    assert states(store) == {"bad": "quarantined", "good": "published"}
+    assert not any((local.workspace / "scratch").iterdir())
+    assert night(local, config) == []
+
+
+def test_fault_is_tried_once_more_then_quarantined(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import instances
+
+    calls = []
+
+    def broken(*_args: Any, **_kwargs: Any) -> Any:
+        calls.append(1)
+        raise ZeroDivisionError("a fault of ours")
+
+    submit(str(tiny / "stack.tif"), "unlucky", store)
+    with monkeypatch.context() as patch:
+        patch.setattr(instances, "separate_cells", broken)
+        (result,) = night(local, config)
+    assert len(calls) == 2
+    assert result.state == "quarantined" and result.reason == "ZeroDivisionError: a fault of ours"
+    assert json.loads(store.get("quarantine/unlucky/reason.json"))["kind"] == "fault"
+    # Named, it gets another chance once the fault is mended.
+    (result,) = night(local, config, names=["unlucky"])
+    assert result.state == "published" and states(store) == {"unlucky": "published"}
+
+
+def test_submission_is_refused_before_anything_is_uploaded(store: Store, tiny: Path, tmp_path: Path) -> None:
+    stack = str(tiny / "stack.tif")
+    for bad in (
+        {"source": blank_stack(tmp_path), "name": "no-voxel-size"},
+        {"source": stack, "name": "../elsewhere"},
+        {"source": stack, "name": "other-truth", "truth_cells": blank_stack(tmp_path)},
+    ):
+        with pytest.raises(InputError):
+            submit(store=store, **bad)
+    assert store.list() == []
+
+
+def test_name_that_is_taken_is_refused_and_keeps_its_data(store: Store, tiny: Path, tmp_path: Path) -> None:
+    submit(str(tiny / "stack.tif"), "night", store)
+    before = store.sizes()
+    with pytest.raises(InputError, match="taken"):
+        submit(blank_stack(tmp_path), "night", store, voxel_size=VoxelSize(z=50, y=50, x=50))
+    assert store.sizes() == before
+
+
+def test_acquisition_in_work_reads_as_running_until_its_mark_is_stale(
+    store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import landing
+
+    submit(str(tiny / "stack.tif"), "night", store)
+    landing.mark_running(store, "night")
+    assert states(store) == {"night": "running"}
+    monkeypatch.setattr(landing, "_STALE_SECONDS", -1)
+    assert states(store) == {"night": "waiting"}
+
+
+def test_status_of_an_unknown_name_is_refused(store: Store) -> None:
+    with pytest.raises(InputError, match="never submitted"):
+        acquisition_states(store, "nobody")
