@@ -1,7 +1,11 @@
 """Training and inference of the organelle network in bfloat16 against float32, side by side.
 
-Run it with ``python -m benchmarks.bench_unet [--width 16] [--section 128] [--batch 16] [--repeats 10]``; the backend is
-the one that ``KERAS_BACKEND`` names.
+    python -m benchmarks.bench_unet --width 16 --section 128 --batch 8 16 32 --repeats 10
+
+Prints a Markdown table of sections a second and of their ratios to float32; the backend is the one that
+``KERAS_BACKEND`` names. With TensorFlow it also calls the network through a ``tf.function`` of its own, as the peer of
+``predict_on_batch``, which is what inference uses since every backend has it. Turns alternate, so that other work on
+the machine falls on all alike; still, the ratios say more than the times.
 """
 
 from __future__ import annotations
@@ -22,45 +26,62 @@ from cmseg_core.organelles.network import Precision, build_unet, precision
 CLASSES = 6
 
 
-def rate(step: Callable[[], object], batch: int, repeats: int) -> float:
-    """Sections a second: the median of `repeats` steps, after two that compile."""
-    for _ in range(2):
-        step()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return batch / float(np.median(seconds))
+POLICIES: tuple[Precision, ...] = ("float32", "mixed_bfloat16")
+Step = Callable[[], object]
 
 
-def measure(policy: Precision, width: int, section: int, batch: int, repeats: int) -> tuple[float, float]:
-    """Sections a second in training and in inference."""
+def steps(policy: Precision, width: int, section: int, batch: int) -> dict[str, Step]:
+    """A step of training, and of inference by one or two calls."""
     rng = np.random.default_rng(0)
     images = rng.random((batch, section, section, 1), dtype=np.float32)
     labels = rng.integers(0, CLASSES, (batch, section, section), dtype=np.int32)
     with precision(policy):
         network = build_unet(CLASSES, None, width)
     network.compile(optimizer=keras.optimizers.AdamW(1e-3), loss=compound_loss())
-    training = rate(lambda: network.train_on_batch(images, labels), batch, repeats)
-    return training, rate(lambda: network.predict_on_batch(images), batch, repeats)
+    found: dict[str, Step] = {
+        "training": lambda: network.train_on_batch(images, labels),
+        "predict_on_batch": lambda: network.predict_on_batch(images),
+    }
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        graph = tf.function(lambda x: network(x, training=False))
+        found["tf.function"] = lambda: graph(tf.constant(images)).numpy()
+    return found
+
+
+def rates(work: dict[tuple[Precision, str], Step], batch: int, repeats: int) -> dict[tuple[Precision, str], float]:
+    """Sections a second of every step: the median of `repeats` turns, after two that compile."""
+    seconds: dict[tuple[Precision, str], list[float]] = {key: [] for key in work}
+    for turn in range(-2, repeats):
+        for key, step in work.items():
+            start = time.perf_counter()
+            step()
+            if turn >= 0:
+                seconds[key].append(time.perf_counter() - start)
+    return {key: batch / float(np.median(times)) for key, times in seconds.items()}
 
 
 def main() -> None:
-    """Print a table of both precisions and their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("width", 16), ("section", 128), ("batch", 16), ("repeats", 10)):
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("width", 16), ("section", 128), ("repeats", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16])
     options = parser.parse_args()
-    shape = f"{options.batch} sections of {options.section} x {options.section}"
-    print(f"{keras.backend.backend()}, width {options.width}, batches of {shape}")
-    print(f"{'':16}{'training':>12}{'inference':>12}   sections a second")
-    found = {}
-    for policy in ("float32", "mixed_bfloat16"):
-        found[policy] = measure(policy, options.width, options.section, options.batch, options.repeats)
-        print(f"{policy:16}{found[policy][0]:12.1f}{found[policy][1]:12.1f}")
-    ratios = [b / a for a, b in zip(found["float32"], found["mixed_bfloat16"], strict=True)]
-    print(f"{'ratio':16}{ratios[0]:12.2f}{ratios[1]:12.2f}")
+    print(f"{keras.backend.backend()}, width {options.width}, sections of {options.section} x {options.section}\n")
+    print("| batch | call | float32, sections/s | bfloat16, sections/s | ratio |")
+    print("| --- | --- | --- | --- | --- |")
+    for batch in options.batch:
+        work: dict[tuple[Precision, str], Step] = {
+            (policy, call): step
+            for policy in POLICIES
+            for call, step in steps(policy, options.width, options.section, batch).items()
+        }
+        found = rates(work, batch, options.repeats)
+        for call in dict.fromkeys(call for _, call in found):
+            plain, half = (found[policy, call] for policy in POLICIES)
+            print(f"| {batch} | {call} | {plain:.1f} | {half:.1f} | {half / plain:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
