@@ -161,7 +161,8 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    from cmseg_core.foreground.training import SamTrainingConfig, save_sam, train_sam
+    from cmseg_core.foreground import save_sam
+    from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
     config = SamTrainingConfig.model_validate(job.settings)
     fields, held_out = (
@@ -177,7 +178,8 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
         trained = train_sam(fields, config, validation=held_out, on_epoch=on_epoch)
         last = trained.history[-1]
         scores = {"mask_iou": last["iou"]} if "iou" in last else {}
-        return _registered(job, "sam", run, scores, lambda path: save_sam(trained, path))
+        facts = {"training": config.model_dump(mode="json"), "fields": len(fields), **scores}
+        return _registered(job, "sam", run, scores, lambda path: save_sam(trained.network, trained.architecture, path, facts))
 
 
 def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report: Report) -> LabelledField:
