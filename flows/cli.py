@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from cmseg_core.errors import InputError
 from cmseg_core.schema import VoxelSize, first_problem
 from flows.console import DONE, Console, exit_status, wants
+from flows.quiet import QuietImport
 
 Triple = tuple[float, float, float]
 Json = Annotated[bool, Parameter(help="Print one JSON document on standard output, all else on standard error.")]
@@ -48,6 +49,7 @@ def invoke(tokens: Sequence[str]) -> int:
     if debug:
         os.environ["CMSEG_DEBUG"] = "1"
     kept = [token for token in tokens if token != "--debug"]
+    sys.meta_path.insert(0, QuietImport())
     return exit_status(lambda: app(kept, exit_on_error=False, print_error=False), debug=debug)
 
 

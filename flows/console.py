@@ -90,10 +90,15 @@ def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
         if text.startswith("Finished in state Completed") and hasattr(record, "task_run_name"):
             tell(f"{record.task_run_name} done")
         # Tasks mapped over cells run in threads, where Prefect says of every single one that it cannot interrupt it.
-        return debug or record.levelno >= logging.WARNING and not record.exc_info and "worker thread" not in text
+        known = record.exc_info or text.startswith("Finished in state") or "worker thread" in text
+        return debug or (record.levelno >= logging.WARNING and not known)
+
+    def emit(record: logging.LogRecord) -> None:
+        kept = f"; {_kept_traceback()}" if record.levelno >= logging.ERROR and record.exc_info else ""
+        tell(f"{record.getMessage()}{kept}")
 
     handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = emit  # type: ignore[method-assign]
     flows = logging.getLogger("cmseg")
     levels = [logger.level for logger in runs]
     for logger in runs:

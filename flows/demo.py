@@ -79,8 +79,8 @@ def _new_name(store: Store, home: Path) -> str:
 def _night(source: Path, name: str, settings: Workspace, console: Console) -> list[AcquisitionResult]:
     from flows.landing import night, upload
 
-    with console.stage(f"uploading {name} to {BUCKET}"):
-        upload(str(source), name, None, None, None, settings)
+    console.say(f"uploading {name} to {BUCKET}")
+    upload(str(source), name, None, None, None, settings)
     return night(settings, PipelineConfig(), (), console)
 
 

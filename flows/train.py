@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
-        return _registered(job, "unet", run, scores, lambda path: save_model(done.model, path))
+        return _registered(job, "unet", run, scores, partial(save_model, done.model))
 
 
 def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
@@ -179,7 +180,8 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
         last = trained.history[-1]
         scores = {"mask_iou": last["iou"]} if "iou" in last else {}
         facts = {"training": config.model_dump(mode="json"), "fields": len(fields), **scores}
-        return _registered(job, "sam", run, scores, lambda path: save_sam(trained.network, trained.architecture, path, facts))
+        save = partial(save_sam, trained.network, trained.architecture, facts=facts)
+        return _registered(job, "sam", run, scores, save)
 
 
 def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report: Report) -> LabelledField:
@@ -274,9 +276,9 @@ def _registered(
 
 def _copy(path: Path, out: Path) -> None:
     """Copy by way of a temporary name, so that `out` is whole or absent."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.copyfile(path, partial)
-    partial.replace(out)
+    staged = out.with_name(f".{out.name}.partial")
+    shutil.copyfile(path, staged)
+    staged.replace(out)
 
 
 def _figures(row: dict[str, Any]) -> str:
