@@ -37,7 +37,7 @@ def compile_network(network: keras.Model, config: TrainingConfig) -> None:
     network.compile(optimizer=optimizer, loss=loss)
 
 
-def _rate(config: TrainingConfig, progress: float, epoch: int) -> float:
+def learning_rate(config: TrainingConfig, progress: float, epoch: int) -> float:
     """Learning rate at a share of the run."""
     if config.schedule == "constant":
         return config.learning_rate
@@ -107,7 +107,7 @@ def _steps(
     total = config.epochs * config.steps_per_epoch
     for number, (images, labels) in enumerate(batches):
         elapsed = 0.0 if limit is None else (time.monotonic() - start) / limit
-        rate = _rate(config, max((epoch * config.steps_per_epoch + number) / total, elapsed), epoch)
+        rate = learning_rate(config, max((epoch * config.steps_per_epoch + number) / total, elapsed), epoch)
         network.optimizer.learning_rate = rate
         # train_on_batch returns the running mean since the metrics were reset; the step's own loss is wanted here.
         network.reset_metrics()

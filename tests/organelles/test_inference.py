@@ -1,0 +1,178 @@
+"""Fusion against the stacked probabilities, and the way of a cell to the cube and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from cmseg_core.errors import InputError
+from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
+from cmseg_core.organelles.fusion import FusedProbabilities
+from cmseg_core.organelles.inference import label_cell, predict_sections, predict_volume, segment_cell, tile_spans
+from cmseg_core.organelles.model import OrganelleModel
+from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
+from tests.organelles.toy import GREYS, TAXONOMY, VOXEL, toy_cell
+
+PLAIN = PreprocessConfig(bilateral_spatial_sigma=0, interpolation="nearest")
+UNFILTERED = OrganellesConfig(filter="none", batch_size=12)
+
+
+@pytest.fixture(scope="module")
+def by_grey() -> OrganelleModel:
+    """A network that names the class whose grey is nearest, so that every right answer is known."""
+    inputs = keras.Input((None, None, 1))
+    scores = keras.layers.Conv2D(len(TAXONOMY), 1)(inputs)
+    network = keras.Model(inputs, keras.layers.Activation("softmax")(scores))
+    greys = np.array(GREYS) / 255
+    network.set_weights([(2 * greys * 300)[None, None, None, :], -(greys**2) * 300])
+    return OrganelleModel(network, TAXONOMY, 32)
+
+
+def stacked(rng: np.random.Generator, edge: int, classes: int, directions: int) -> np.ndarray:
+    """Probabilities as every direction would have them, on the volume's own axes: (directions, z, y, x, classes)."""
+    scores = rng.random((directions, edge, edge, edge, classes)) ** 4
+    return (scores / scores.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+@pytest.mark.parametrize("rule", ["maximum", "mean"])
+def test_running_fusion_is_the_fusion_of_the_stack(rule: str, directions: int) -> None:
+    edge, classes = 11, 5
+    everything = stacked(np.random.default_rng(0), edge, classes, directions)
+    fused = FusedProbabilities((edge,) * 3, classes, directions, rule)
+    for axis in range(directions):
+        sections = np.moveaxis(everything[axis], axis, 0)
+        for start in range(0, edge, 4):
+            fused.add(axis, start, sections[start : start + 4])
+
+    oracle = everything.max(axis=0) if rule == "maximum" else everything.mean(axis=0)
+    labels = fused.labels()
+    chosen = np.take_along_axis(oracle, labels[..., None].astype(int), axis=-1)[..., 0]
+    np.testing.assert_allclose(chosen, oracle.max(axis=-1), atol=4 / 65535)  # the same class, but for level ones
+    assert (labels != oracle.argmax(axis=-1)).mean() < 2e-3
+    share = 255 * oracle.max(axis=-1) / oracle.sum(axis=-1)
+    np.testing.assert_allclose(fused.confidence(), share, atol=0.51)
+    winners = everything.argmax(axis=-1)
+    differs = (winners != winners[0]).any(axis=0)[labels > 0].mean()
+    assert fused.disagreement(labels) == pytest.approx(differs)
+    assert (directions == 1) == (fused.disagreement(labels) == 0)
+
+
+def test_the_most_certain_direction_wins() -> None:
+    fused = FusedProbabilities((1, 1, 1), 3, 3)
+    for axis, probabilities in enumerate([(0.5, 0.5, 0.0), (0.45, 0.55, 0.0), (0.1, 0.3, 0.6)]):
+        fused.add(axis, 0, np.array(probabilities, np.float32).reshape(1, 1, 1, 3))
+    assert fused.labels().item() == 2
+    assert fused.confidence().item() == round(255 * 0.6 / (0.5 + 0.55 + 0.6))
+    assert fused.disagreement(fused.labels()) == 1.0
+    assert fused.disagreement(np.zeros((1, 1, 1), np.uint8)) == 0.0
+
+
+def test_sections_go_back_to_where_they_were_cut(by_grey) -> None:
+    cell = toy_cell(1, noise=0)
+    for directions in (1, 3):
+        fused = predict_volume(cell.image, by_grey, UNFILTERED.model_copy(update={"directions": directions}))
+        assert np.array_equal(fused.labels(), cell.labels)
+        assert fused.confidence().min() > 200
+
+
+def test_a_cell_comes_back_on_its_native_grid(by_grey) -> None:
+    cell = toy_cell(1, noise=0)
+    crop, truth = cell.image[::2, 3:, 2:29], cell.labels[::2, 3:, 2:29]
+    found = segment_cell(crop, truth > 0, None, VoxelSize(z=40, y=20, x=20), by_grey, UNFILTERED, PLAIN)
+    assert found.labels.shape == found.confidence.shape == crop.shape
+    assert found.labels.dtype == found.confidence.dtype == np.uint8
+    assert (found.labels == truth).mean() > 0.97
+    assert found.disagreement == 0.0
+
+
+def test_nothing_is_found_in_neighbours_or_far_from_the_cell(by_grey) -> None:
+    cell = toy_cell(1, noise=0)
+    image, own = cell.image.copy(), cell.labels > 0
+    others = np.zeros_like(own)
+    image[:6, :6, :6], others[:6, :6, :6] = GREYS[1], True
+    image[26:, 26:, 26:] = GREYS[2]  # dirt that belongs to nobody
+    own[:, :, 20:] = False
+    found = segment_cell(image, own, others, VOXEL, by_grey, UNFILTERED, PLAIN).labels
+    assert not found[others].any()
+    assert not found[:, :, 24:].any()
+    assert np.array_equal(found[:, :, :24], cell.labels[:, :, :24])
+    free = segment_cell(image, None, None, VOXEL, by_grey, UNFILTERED, PLAIN).labels
+    assert free[:6, :6, :6].all() and free[28:, 28:, 28:].all()
+
+
+def test_filters_remove_single_voxels(by_grey) -> None:
+    cell = toy_cell(1, noise=0)
+    image = cell.image.copy()
+    image[1, 1, 1] = GREYS[3]
+    for name, left in (("none", 3), ("median", 0), ("majority", 0)):
+        config = UNFILTERED.model_copy(update={"filter": name})
+        assert segment_cell(image, None, None, VOXEL, by_grey, config, PLAIN).labels[1, 1, 1] == left
+
+
+def test_a_labelled_cell_is_scored_without_help_from_its_labels(by_grey) -> None:
+    cell = toy_cell(1, noise=0)
+    image = cell.image.copy()
+    image[:4, :4, :4] = GREYS[2]
+    found = label_cell(replace(cell, image=image), by_grey, UNFILTERED, PLAIN)
+    assert found.labels[:4, :4, :4].all()
+    assert np.array_equal(found.labels[4:], cell.labels[4:])
+
+
+def test_fields_are_tiled_and_small_ones_mirrored(by_grey) -> None:
+    cell = toy_cell(1, edge=45, noise=0)
+    for labels, image in ((cell.labels, cell.image), (cell.labels[:20, :, :9], cell.image[:20, :, :9])):
+        field = replace(cell, labels=labels, image=image, field=True)
+        assert np.array_equal(label_cell(field, by_grey, UNFILTERED, PLAIN).labels, labels)
+
+
+@pytest.mark.parametrize(("length", "size"), [(10, 32), (32, 32), (33, 32), (60, 32), (61, 32), (500, 32)])
+def test_tiles_cover_an_edge_once_and_overlap(length: int, size: int) -> None:
+    spans = tile_spans(length, size)
+    kept = [i for _, low, high in spans for i in range(low, high)]
+    assert kept == list(range(length))
+    assert all(start <= low and high <= start + size for start, low, high in spans)
+    assert all(start + size <= max(length, size) for start, _, _ in spans)
+    overlaps = [a[0] + size - b[0] for a, b in zip(spans, spans[1:], strict=False)]
+    assert all(overlap >= size // 8 for overlap in overlaps)
+
+
+def test_batches_are_filled_up_to_one_size(by_grey) -> None:
+    sections = toy_cell(2).image[:5, ..., None]
+    seen = []
+
+    class Watched:
+        input_shape = by_grey.network.input_shape
+
+        @staticmethod
+        def predict_on_batch(batch: np.ndarray) -> np.ndarray:
+            seen.append(batch.shape)
+            return by_grey.network.predict_on_batch(batch)
+
+    found = predict_sections(sections, replace(by_grey, network=Watched()), 12)
+    assert seen == [(12, 32, 32, 1)] and found.shape == (5, 32, 32, 4)
+
+
+def test_temperature_softens_and_is_found_again(by_grey) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.random((4, 32, 32, 1), dtype=np.float32)
+    certain = by_grey.network.predict_on_batch(images)
+    soft = apply_temperature(certain, 2.0)
+    np.testing.assert_allclose(soft.sum(axis=-1), 1, atol=1e-5)
+    assert soft.max(axis=-1).mean() < certain.max(axis=-1).mean()
+    assert apply_temperature(certain, 1.0) is certain
+    # Labels drawn from the softened probabilities: the temperature that made them is the best one.
+    drawn = (soft.cumsum(axis=-1) < rng.random((4, 32, 32, 1))).sum(axis=-1).clip(0, 3).astype(np.int32)
+    assert fit_temperature(by_grey.network, [(images, drawn)]) == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image": np.zeros((8, 8), np.uint8)}, {"image": np.zeros((8, 8, 8))}, {"own": np.zeros((8, 8, 9), bool)}]
+)
+def test_crops_that_cannot_be_used_are_refused(by_grey, wrong: dict[str, np.ndarray]) -> None:
+    crop = {"image": np.zeros((8, 8, 8), np.uint8), "own": None, "others": None, **wrong}
+    with pytest.raises(InputError):
+        segment_cell(crop["image"], crop["own"], crop["others"], VOXEL, by_grey, UNFILTERED, PLAIN)
