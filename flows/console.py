@@ -87,8 +87,9 @@ def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
 
     def listen(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        if text.startswith("Finished in state Completed") and hasattr(record, "task_run_name"):
-            tell(f"{record.task_run_name} done")
+        stage = getattr(record, "task_run_name", None)
+        if stage and text.startswith("Finished in state Completed"):
+            tell(f"{stage} done")
         # Tasks mapped over cells run in threads, where Prefect says of every single one that it cannot interrupt it.
         known = record.exc_info or text.startswith("Finished in state") or "worker thread" in text
         return debug or (record.levelno >= logging.WARNING and not known)
