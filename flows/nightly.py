@@ -90,16 +90,13 @@ def _process(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
 def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Store, folder: Path) -> AcquisitionRequest:
     acquisition = read_submission(store, name)
     fetch_submission(store, name, folder)
-    truth = {
-        role: str(folder / path)
-        for role in ("truth_cells", "truth_organelles")
-        if (path := getattr(acquisition, role)) is not None
-    }
     return AcquisitionRequest(
         name=name,
         source=str(folder / acquisition.source),
         origin=f"{INCOMING}/{name}/{acquisition.source}",
         voxel_size=acquisition.voxel_size,
+        truth_cells=acquisition.truth_cells and str(folder / acquisition.truth_cells),
+        truth_organelles=acquisition.truth_organelles and str(folder / acquisition.truth_organelles),
         stages=stages_of({"metadata": acquisition.metadata}),
         config=config,
         store=store.uri,
@@ -110,7 +107,6 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         tracking_uri=tracking_uri(workspace),
         workspace=workspace.workspace,
         max_memory_gb=workspace.max_memory_gb,
-        **truth,
     )
 
 

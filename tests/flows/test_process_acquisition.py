@@ -171,6 +171,14 @@ def test_failing_cell_is_quarantined_and_the_others_finish(make_request: Make, m
     assert "cannot be labelled" in (request.out / "report.html").read_text()
 
 
+def test_run_without_a_single_labelled_cell_is_a_fault(make_request: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmseg_core.organelles.inference.segment_cell", lambda *_: 1 / 0)
+    request = make_request()
+    with pytest.raises(RuntimeError, match="none of 3 cells could be labelled: ZeroDivisionError"):
+        run(request)
+    assert not request.out.exists()
+
+
 def test_killed_run_resumes_where_it_stopped(make_request: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_request()
     with monkeypatch.context() as patch:
@@ -218,6 +226,27 @@ def test_field_without_cells_finishes_with_a_warning(make_request: Make, tmp_pat
     assert "No cell was found" in (request.out / "report.html").read_text()
     assert pq.read_table(request.out / "cells.parquet").num_rows == 0
     assert manifest.verify(request.out) == []
+
+
+def test_source_in_a_bucket_gives_the_same_cells(
+    s3_store: Store, finished: Any, make_request: Make, tiny: Path
+) -> None:
+    request, _ = finished
+    s3_store.upload_file(tiny / "stack.tif", "shared/stack.tif")
+    remote = make_request(source=s3_store.uri_of("shared/stack.tif"), s3_endpoint=s3_store.endpoint)
+    result = run(remote)
+    assert result.recomputed
+    assert (remote.out / "cells.csv").read_bytes() == (request.out / "cells.csv").read_bytes()
+    assert manifest.read(remote.out).acquisition.source == remote.source
+    with pytest.raises(InputError, match="does not exist"):
+        run(make_request(source=s3_store.uri_of("shared/absent.tif"), out=remote.out.with_name("other")))
+
+
+def test_own_result_serves_as_a_source(finished: Any, make_request: Make) -> None:
+    request, _ = finished
+    again = make_request(source=str(request.out / "volume.ome.zarr"))
+    assert run(again).cells == 3
+    assert (again.out / "cells.csv").read_bytes() == (request.out / "cells.csv").read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
