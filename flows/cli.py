@@ -33,6 +33,7 @@ app = App(
     version=lambda: version("cmseg"),
     default_parameter=Parameter(negative=()),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 models = App(name="models", help="The models that are known here.")
 app.command(models)

@@ -59,8 +59,7 @@ class Console:
     @contextmanager
     def pipeline(self, title: str) -> Iterator[None]:
         """Tell of every stage that a flow finishes: beside a clock on a terminal, in a line elsewhere."""
-        if not sys.stderr.isatty():
-            self.say(title)
+        if not sys.stderr.isatty():  # no line before the first stage is done: bad input is found before, and gets one
             with _stages_told(self.say):
                 yield
             return

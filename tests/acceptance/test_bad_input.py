@@ -60,7 +60,7 @@ def _truncated(folder: Path) -> tuple[list[object], str]:
 
 
 def _truth_of_another_shape(folder: Path) -> tuple[list[object], str]:
-    tifffile.imwrite(folder / "truth.tif", np.zeros((4, 5, 6), np.uint16))
+    tifffile.imwrite(folder / "truth.tif", np.zeros((12, 40, 50), np.uint16), photometric="minisblack")
     return [_stack(folder), *SIZE, "--truth-cells", folder / "truth.tif"], "truth.tif"
 
 
