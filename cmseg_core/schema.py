@@ -203,7 +203,7 @@ class PreprocessConfig(Frozen):
     """Denoising and resampling."""
 
     window_percentiles: tuple[Fraction, Fraction] = (0.001, 0.999)
-    """Quantiles of the acquisition that become 0 and 255 when its samples are not 8 bit. 8-bit input is kept as it is."""
+    """Quantiles of the acquisition that become 0 and 255 where its samples are not 8 bit; 8-bit input is kept."""
     stretch_8bit: bool = False
     """Apply the window to 8-bit input too."""
     median_size: Literal[0, 3] = 3
@@ -291,6 +291,7 @@ class PipelineConfig(BaseSettings):
     preset: Literal["default", "paper"] = "default"
     """``paper``: what Kousaka et al. 2025 state, where they state it."""
     taxonomy: Taxonomy = C_MEROLAE
+    """Classes, names and colours; must be those of the organelle model."""
     quality: QualityConfig = QualityConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     foreground: ForegroundConfig = ForegroundConfig()
@@ -298,10 +299,14 @@ class PipelineConfig(BaseSettings):
     organelles: OrganellesConfig = OrganellesConfig()
     mesh: MeshConfig = MeshConfig()
 
+    @model_validator(mode="before")
     @classmethod
-    def paper(cls) -> PipelineConfig:
-        """The preset ``paper``: the method of Kousaka et al. 2025 wherever they state it."""
-        return cls.model_validate({"preset": "paper", **PAPER})
+    def _apply_preset(cls, fields: Any) -> Any:
+        # Whichever source named the preset, single settings beside it stay stronger.
+        if not isinstance(fields, dict) or fields.get("preset") != "paper":
+            return fields
+        stated = {name: {**values, **_plain(fields.get(name))} for name, values in PAPER.items()}
+        return {**fields, **stated}
 
     @classmethod
     def from_file(cls, path: str | Path | None) -> PipelineConfig:
@@ -312,21 +317,18 @@ class PipelineConfig(BaseSettings):
         InputError
             Where the file cannot be read, a name is unknown or a value is out of range.
         """
-        if path is None:
-            return cls()
-        fields = _mapping_from_file(path, "give a mapping of settings, for example {foreground: {method: threshold}}")
-        unknown = sorted(set(fields) - set(cls.model_fields))
-        if unknown:
-            raise InputError(path, f"unknown setting {', '.join(unknown)}", f"use {', '.join(cls.model_fields)}")
-        if fields.get("preset") == "paper":
-            fields = {
-                name: {**PAPER.get(name, {}), **value} if isinstance(value, dict) else value
-                for name, value in ({**{k: {} for k in PAPER}, **fields}).items()
-            }
+        fields: dict[str, Any] = {}
+        if path is not None:
+            mend = "give a mapping of settings, for example {foreground: {method: threshold}}"
+            fields = _mapping_from_file(path, mend)
+            unknown = sorted(set(fields) - set(cls.model_fields))
+            if unknown:
+                raise InputError(path, f"unknown setting {', '.join(unknown)}", f"use {', '.join(cls.model_fields)}")
         try:
             return cls(**fields)
         except ValidationError as error:
-            raise InputError(path, first_problem(error), "see docs/settings.md for names and ranges") from error
+            mend = "see docs/settings.md for names and ranges"
+            raise InputError(path or "the environment", first_problem(error), mend) from error
 
 
 PAPER: dict[str, dict[str, Any]] = {
@@ -405,6 +407,13 @@ def first_problem(error: ValidationError) -> str:
     finding = error.errors()[0]
     where = ".".join(str(part) for part in finding["loc"])
     return f"{where}: {finding['msg']}" if where else finding["msg"]
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """A section of settings as given: only the fields that were set."""
+    if isinstance(section, BaseModel):
+        return section.model_dump(exclude_unset=True)
+    return section or {}
 
 
 def _mapping_from_file(path: str | Path, mend: str) -> dict[str, Any]:

@@ -101,9 +101,7 @@ def train_sam(
     step, progress = 0, 0.0
     while progress < 1:
         for group in optimiser.param_groups:
-            group["lr"] = (
-                config.learning_rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * progress)) + 1e-6
-            )
+            group["lr"] = _rate(config, step, progress)
         batch = [draw_example(rng, fields, config) for _ in range(config.images_per_step)]
         loss, _ = _loss(network, batch)
         optimiser.zero_grad(set_to_none=True)
@@ -126,6 +124,10 @@ def train_sam(
                 on_epoch(record)
     network.load_state_dict(average)
     return TrainedSam(network.eval(), config.architecture, history)
+
+
+def _rate(config: SamTrainingConfig, step: int, progress: float) -> float:
+    return config.learning_rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * progress)) + 1e-6
 
 
 def _follow(average: dict[str, torch.Tensor], network: torch.nn.Module, decay: float) -> None:
@@ -159,7 +161,7 @@ def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], conf
     size = config.architecture.image_size
     low = size * 4 // config.architecture.patch_size
     while True:
-        field = fields[rng.integers(len(fields))]
+        field = fields[int(rng.integers(len(fields)))]
         axis = int(rng.integers(3))
         volume, cells = np.moveaxis(field.image, axis, 0), np.moveaxis(field.cells, axis, 0)
         index = int(rng.integers(len(volume)))

@@ -166,9 +166,9 @@ def draw_field(
     anatomy = [draw_cell(rng, stage, diameter_nm) for stage in stages]
     if shape is None:
         edge = roomy_extent(anatomy, fill=0.60 if hard else 0.52)
-        shape = tuple(max(8, math.ceil(edge / v)) for v in voxel_size.zyx)  # type: ignore[assignment]
-    assert shape is not None
-    extent = tuple(n * v for n, v in zip(shape, voxel_size.zyx, strict=True))
+        depth, rows, columns = (max(8, math.ceil(edge / v)) for v in voxel_size.zyx)
+        shape = (depth, rows, columns)
+    extent = (shape[0] * voxel_size.z, shape[1] * voxel_size.y, shape[2] * voxel_size.x)
     anatomy = pack(anatomy, extent, rng, press=0.10 if hard else 0.04)
     look = draw_look(rng, hard=hard, defects=defects)
     count = rng.poisson(look.debris_per_um3 * math.prod(extent) * 1e-9)
