@@ -63,13 +63,17 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
     with _at_hand(request) as (request, scratch):
         # What is cheap to refuse is refused before the stack is hashed.
         open_stack(request.source, request.voxel_size)
-        if request.out is not None and manifest.existing_run(request.out) is None:
+        fresh = request.out is not None and manifest.existing_run(request.out) is None
+        if request.out is not None and fresh and request.out.parent.is_dir():
             manifest.check_output(request.out)
         checked = check(request)
         former = _published(request, checked)
         if former is not None:
             return former
+        if request.out is not None:
+            manifest.check_output(request.out)  # makes the folders above it, which a refused request must not
         made, taxonomy = _compute(request, checked)
+        log.info("%s: writing the result", request.name)
         location = deliver(
             checked=checked,
             made=made,
@@ -95,6 +99,7 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
     """Run every stage up to the scores."""
     config, store = request.config, request.address
     voxel_size = checked.acquisition.voxel_size
+    log.info("%s: reading %d sections", request.name, checked.shape[0])
     taxonomy = agreed_taxonomy(config, checked.models["unet"])
     ingested = ingest(
         source=request.source,
@@ -104,6 +109,7 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
         store=store,
     )
     preprocessed = preprocess(ingested=ingested, config=config.preprocess, store=store)
+    log.info("%s: finding cells", request.name)
     evidence = foreground(
         preprocessed=preprocessed,
         voxel_size=voxel_size,
@@ -120,6 +126,7 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
         store=store,
     )
     regions = regions_of(separated, store)
+    log.info("%s: labelling %d cells", request.name, len(regions))
     labelled, failed = _gather(
         regions,
         organelles.map(
@@ -200,6 +207,7 @@ def _gather(
         result = future.result(raise_on_failure=False)
         if isinstance(result, StageRef):
             done[region.cell_id] = result
+            log.info("%s: cell %d, %d of %d", result.stage, region.cell_id, len(done) + len(failed), len(regions))
         else:
             failed[str(region.cell_id)] = _reason(result)
             log.warning("cell %d is quarantined: %s", region.cell_id, failed[str(region.cell_id)])

@@ -26,8 +26,8 @@ from tasks.source import open_stack
 from tasks.stage import SLAB
 
 WORKING_BYTES = 42
-"""Memory a voxel of the working grid takes at the widest point, the separation of cells (measured at 256 cubed: 29 on the
-mask alone, 41 with an interior map)."""
+"""Memory a voxel of the working grid takes at the widest point, the separation of cells (measured at 256 cubed: 29 on
+the mask alone, 41 with an interior map)."""
 BASE_GB = 1.5
 """Memory of the libraries and the models."""
 PACKAGES = (

@@ -297,11 +297,11 @@ BAD = [_no_voxel_size, _no_tiff, _unequal_slices, _colour, _empty_folder, _wrong
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(make_request: Make, tmp_path: Path, bad: Any) -> None:
-    request = make_request(**bad(tmp_path))
+    request = make_request(**bad(tmp_path), out=tmp_path / "new" / "folders" / "out")
     with pytest.raises(InputError) as refused:
         run(request)
     assert "\n" not in str(refused.value)
-    assert not request.out.exists()
+    assert not (tmp_path / "new").exists()
     assert not Path(request.store).exists() or not Store.open(request.store).list()
     assert not any((request.workspace / "scratch").iterdir())
 
