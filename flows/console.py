@@ -90,7 +90,8 @@ def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
         if stage and text.startswith("Finished in state Completed"):
             tell(f"{stage} done")
         # Tasks mapped over cells run in threads, where Prefect says of every single one that it cannot interrupt it.
-        known = record.exc_info or text.startswith("Finished in state") or "worker thread" in text
+        told = ("Finished in state", "Crash detected")
+        known = record.exc_info or text.startswith(told) or "worker thread" in text
         return debug or (record.levelno >= logging.WARNING and not known)
 
     def emit(record: logging.LogRecord) -> None:

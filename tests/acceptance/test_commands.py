@@ -193,7 +193,7 @@ def test_a_fault_of_ours_is_one_line_and_a_file(cmseg: Callable[..., Any], tmp_p
 
 
 @pytest.mark.slow
-def test_demo(cmseg: Callable[..., Any], tmp_path: Path) -> None:
+def test_demo(cmseg: Callable[..., Any], packaged_models: None, tmp_path: Path) -> None:
     """The whole product, with the packaged models, twice: the second demonstration stands beside the first."""
     command = ("demo", "--workspace", tmp_path, "--cells", 5, "--voxel-size", 60, 45, 45, "--json")
     for name in ("demo-1", "demo-2"):
@@ -220,7 +220,9 @@ def _weed_processes(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_real_acquisition(cmseg: Callable[..., Any], real_data, tmp_path: Path) -> None:
+def test_a_real_acquisition(
+    cmseg: Callable[..., Any], packaged_models: None, real_data: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Real tissue, of which the packaged models know nothing, still goes from stack to report."""
     stack = real_data("flyem_medulla") / "ts1_raw.tif"
     done = cmseg("run", stack, tmp_path / "out", "--voxel-size", 10, 10, 10, "--json", timeout=900)
