@@ -25,6 +25,8 @@ from tasks.landing import (
     mark_running,
     quarantine,
     read_submission,
+    state_of,
+    submitted,
     unmark_running,
     waiting,
 )
@@ -51,19 +53,31 @@ def nightly(
     workspace : Workspace, optional
         By default that of the environment.
     names : sequence of str, optional
-        Only these, also where they were quarantined before.
+        Only these, also where they were quarantined before; what is published already is left alone.
 
     Returns
     -------
     list of AcquisitionResult
         By name. An acquisition that failed is quarantined, with its reason in ``quarantine/<name>/reason.json``.
+
+    Raises
+    ------
+    InputError
+        Where a name was never submitted, or the store cannot be used.
     """
     config = config or PipelineConfig()
     workspace = workspace or Workspace()
     store = store_address(workspace).open()
-    results = [_process(name, config, workspace, store) for name in (sorted(names) if names else waiting(store))]
+    chosen = waiting(store) if names is None else _named(store, names)
+    results = [_process(name, config, workspace, store) for name in chosen]
     _show(results)
     return results
+
+
+def _named(store: Store, names: Sequence[str]) -> list[str]:
+    for name in sorted(set(names) - set(submitted(store))):
+        raise InputError(name, "was never submitted", "see `cmseg status` for the names that were")
+    return [name for name in sorted(set(names)) if state_of(store, name)[0] != "published"]
 
 
 def _process(name: str, config: PipelineConfig, workspace: Workspace, store: Store) -> AcquisitionResult:
@@ -93,6 +107,7 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
     return AcquisitionRequest(
         name=name,
         source=str(folder / acquisition.source),
+        sha256=acquisition.sha256,
         origin=f"{INCOMING}/{name}/{acquisition.source}",
         voxel_size=acquisition.voxel_size,
         truth_cells=acquisition.truth_cells and str(folder / acquisition.truth_cells),

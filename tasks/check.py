@@ -91,13 +91,16 @@ def check(request: AcquisitionRequest) -> Checked:
     """
     stack = open_stack(request.source, request.voxel_size)
     check_memory(request, stack.shape, stack.dtype, stack.voxel_size.zyx)
+    sha256 = stack.sha256()
+    if request.sha256 is not None and sha256 != request.sha256:
+        raise InputError(acquired_as(request), "differs from what was submitted", "submit it anew, under a new name")
     truth = {"truth_cells": request.truth_cells, "truth_organelles": request.truth_organelles}
     truth_sha256 = {role: _labels_sha256(path, stack.shape) for role, path in truth.items() if path}
     models = resolve_models(request)
     acquisition = Acquisition(
         name=request.name,
-        source=request.origin or request.source,
-        sha256=stack.sha256(),
+        source=acquired_as(request),
+        sha256=sha256,
         bytes=sum(file.stat().st_size for file in stack.files) or stack.nbytes,
         voxel_size=stack.voxel_size,
         truth_cells=Path(request.truth_cells).name if request.truth_cells else None,
@@ -123,6 +126,11 @@ def check(request: AcquisitionRequest) -> Checked:
     )
 
 
+def acquired_as(request: AcquisitionRequest) -> str:
+    """The source as people know it, wherever it lies at the moment."""
+    return request.origin or request.source
+
+
 def check_memory(
     request: AcquisitionRequest, shape: tuple[int, int, int], dtype: np.dtype, zyx: tuple[float, float, float]
 ) -> None:
@@ -135,7 +143,7 @@ def check_memory(
     need = BASE_GB + (float(voxels) * WORKING_BYTES + slabs + truth) / 1e9
     if need > request.max_memory_gb:
         raise InputError(
-            request.origin or request.source,
+            acquired_as(request),
             f"needs about {need:.1f} GB of memory, the limit is {request.max_memory_gb:g} GB",
             "raise --max-memory, set a smaller foreground.cell_diameter_px, or cut the field into smaller ones",
         )

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Acquisition, first_problem
+from cmseg_core.storage.keys import checked_key
 from cmseg_core.storage.stages import canonical_json
 from cmseg_core.storage.store import Store
 
@@ -44,11 +45,16 @@ def read_submission(store: Store, name: str) -> Acquisition:
     Raises
     ------
     InputError
-        Where there is none, or its ``acquisition.json`` cannot be understood.
+        Where there is none, or its ``acquisition.json`` cannot be understood or leads out of its own folder.
     """
     key = f"{INCOMING}/{name}/acquisition.json"
     try:
-        return Acquisition.model_validate_json(store.get(key))
+        acquisition = Acquisition.model_validate_json(store.get(key))
+        for path in (acquisition.source, acquisition.truth_cells, acquisition.truth_organelles):
+            checked_key(path if path is not None else "absent")
+        if acquisition.name != name:
+            raise InputError(key, f"names another acquisition ({acquisition.name})", "submit it under its own name")
+        return acquisition
     except KeyError as error:
         raise InputError(name, "was never submitted", "submit it with `cmseg submit`") from error
     except ValidationError as error:

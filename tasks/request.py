@@ -35,6 +35,8 @@ class AcquisitionRequest(Frozen):
     origin : str, optional
         How the manifest and the report name the source; `source` itself by default. A stack that was fetched to a
         passing folder keeps its name in the store.
+    sha256 : str, optional
+        Hash that the stack's content must have.
     voxel_size : VoxelSize, optional
         None takes what the stack states.
     truth_cells, truth_organelles : str, optional
@@ -61,6 +63,7 @@ class AcquisitionRequest(Frozen):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     source: str
     origin: str | None = None
+    sha256: str | None = None
     voxel_size: VoxelSize | None = None
     truth_cells: str | None = None
     truth_organelles: str | None = None

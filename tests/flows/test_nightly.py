@@ -93,6 +93,33 @@ def test_fault_is_tried_once_more_then_quarantined(
     assert result.state == "published" and states(store) == {"unlucky": "published"}
 
 
+def test_submission_that_leads_astray_is_quarantined_unread(
+    local: Workspace, store: Store, tiny: Path, config: PipelineConfig
+) -> None:
+    honest = submit(str(tiny / "stack.tif"), "honest", store)
+    entry = honest.model_dump(mode="json")
+    for name, changed in (
+        ("escape", {"source": "../../../../../../etc/passwd"}),
+        ("altered", {"sha256": "0" * 64}),
+        ("misnamed", {"name": "honest"}),
+    ):
+        store.put(f"incoming/{name}/{honest.source}", (tiny / "stack.tif").read_bytes())
+        store.put(f"incoming/{name}/acquisition.json", json.dumps(entry | {"name": name} | changed).encode())
+    results = night(local, config, names=["escape", "altered", "misnamed"])
+    reasons = {result.name: result.reason for result in results}
+    assert all(result.state == "quarantined" for result in results)
+    assert "not a valid key" in reasons["escape"]
+    assert "differs from what was submitted" in reasons["altered"]
+    assert "names another acquisition" in reasons["misnamed"]
+    assert states(store)["honest"] == "waiting"
+
+
+def test_name_that_was_never_submitted_is_refused(local: Workspace, store: Store, config: PipelineConfig) -> None:
+    with pytest.raises(InputError, match="never submitted"):
+        night(local, config, names=["../nobody"])
+    assert store.list() == []
+
+
 def test_submission_is_refused_before_anything_is_uploaded(store: Store, tiny: Path, tmp_path: Path) -> None:
     stack = str(tiny / "stack.tif")
     for bad in (
