@@ -58,8 +58,8 @@ class Console:
 
     @contextmanager
     def pipeline(self, title: str) -> Iterator[None]:
-        """Tell of every stage that a flow finishes: beside a clock on a terminal, in a line elsewhere."""
-        if not sys.stderr.isatty():  # no line before the first stage is done: bad input is found before, and gets one
+        """Tell what a flow is at: beside a clock on a terminal, in lines elsewhere."""
+        if not sys.stderr.isatty():  # no line before the flow's first one: bad input is found before, and gets one
             with _stages_told(self.say):
                 yield
             return
@@ -75,24 +75,22 @@ class Console:
 
 @contextmanager
 def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Call `tell` with the name of each Prefect task that finishes, and with warnings of the flows.
+    """Call `tell` with what the flows log.
 
     Prefect prints the traceback of every failed run; here a failure is told once, by whoever catches it.
     """
     import prefect  # noqa: F401  # configures its loggers as it is imported, and would undo what is set before
 
-    runs = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("task", "flow")]
     debug = bool(os.environ.get("CMSEG_DEBUG"))
+    runs = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("task", "flow")]
+    # At the end, on a busy machine, it tells how many events are left to write.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
 
-    def listen(record: logging.LogRecord) -> bool:
+    def worth_printing(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        stage = getattr(record, "task_run_name", None)
-        if stage and text.startswith("Finished in state Completed"):
-            tell(f"{stage} done")
+        told = record.exc_info or text.startswith(("Finished in state", "Crash detected"))
         # Tasks mapped over cells run in threads, where Prefect says of every single one that it cannot interrupt it.
-        told = ("Finished in state", "Crash detected")
-        known = record.exc_info or text.startswith(told) or "worker thread" in text
-        return debug or (record.levelno >= logging.WARNING and not known)
+        return debug or not (told or "worker thread" in text)
 
     def emit(record: logging.LogRecord) -> None:
         kept = f"; {_kept_traceback()}" if record.levelno >= logging.ERROR and record.exc_info else ""
@@ -101,19 +99,17 @@ def _stages_told(tell: Callable[[str], None]) -> Iterator[None]:
     handler = logging.Handler(logging.INFO)
     handler.emit = emit  # type: ignore[method-assign]
     flows = logging.getLogger("cmseg")
-    levels = [logger.level for logger in runs]
-    for logger in runs:
-        logger.addFilter(listen)
-        logger.setLevel(logging.INFO)
+    flows.setLevel(logging.INFO)
     flows.addHandler(handler)
     flows.propagate = False
+    for logger in runs:
+        logger.addFilter(worth_printing)
     try:
         yield
     finally:
         flows.removeHandler(handler)
-        for logger, level in zip(runs, levels, strict=True):
-            logger.removeFilter(listen)
-            logger.setLevel(level)
+        for logger in runs:
+            logger.removeFilter(worth_printing)
 
 
 def exit_status(action: Callable[[], int | None], *, debug: bool) -> int:
