@@ -4,6 +4,9 @@ As in Kirillov et al. 2023 a prompt asks for the object it points at: focal and 
 proportion 20:1 and the squared error of the predicted IoU. Two things differ. The object is always the whole cell
 (never its organelles), so every mask token learns the same target; and points beside all cells are asked too, with
 an empty target, so that the predicted IoU tells them apart.
+
+From scratch a few prompts a picture teach the image encoder slowly. Beside them a linear head, dropped afterwards,
+reads the cells and the distance to their borders at every pixel straight from the image embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import cv2
+import edt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +28,8 @@ from cmseg_core.foreground.sam import PADDING, SamArchitecture, as_colours, buil
 from cmseg_core.schema import Frozen
 
 Positive = Annotated[int, Field(ge=1)]
+_INTERIOR_SCALE = 20.0
+"""Pixels; brings the distances inside a cell to about 0..1."""
 
 
 class SamTrainingConfig(Frozen):
@@ -35,7 +41,7 @@ class SamTrainingConfig(Frozen):
     prompts_per_image: Positive = 8
     background_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of prompts beside all cells."""
-    learning_rate: Annotated[float, Field(gt=0)] = 8e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     scale: tuple[float, float] = (0.65, 1.5)
     """Range of the random magnification."""
@@ -90,7 +96,10 @@ def train_sam(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     network = build_small(config.architecture)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    patch = config.architecture.patch_size
+    dense = torch.nn.Conv2d(config.architecture.prompt_width, 2 * patch**2, kernel_size=1)
+    parameters = [*network.parameters(), *dense.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     history: list[dict[str, Any]] = []
     began = time.monotonic()
@@ -103,10 +112,10 @@ def train_sam(
         for group in optimiser.param_groups:
             group["lr"] = _rate(config, step, progress)
         batch = [draw_example(rng, fields, config) for _ in range(config.images_per_step)]
-        loss, _ = _loss(network, batch)
+        loss, _ = _loss(network, batch, dense)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if torch.isfinite(loss):
             optimiser.step()
         _follow(average, network, min(0.995, (step + 1) / (step + 10)))
@@ -149,11 +158,13 @@ def _held_out_iou(network: Any, average: dict[str, torch.Tensor], batch: list[Ex
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A picture (3, n, n) uint8, points (p, 2) as x, y, and their masks (p, m, m) at the decoder's resolution."""
+    """A picture (3, n, n) uint8, points (p, 2) as x, y, their masks (p, m, m) at the decoder's resolution, and the
+    distance in pixels of every pixel to the border of its cell (n, n), 0 between cells."""
 
     picture: np.ndarray
     points: np.ndarray
     masks: np.ndarray
+    interior: np.ndarray
 
 
 def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], config: SamTrainingConfig) -> Example:
@@ -181,7 +192,8 @@ def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], conf
         points, masks = _draw_prompts(rng, labels, config, low)
         picture = _change_greys(rng, picture)
         picture[~seen] = PADDING
-        return Example(np.ascontiguousarray(picture.transpose(2, 0, 1)), points, masks)
+        interior = edt.edt(labels, black_border=False, parallel=1)
+        return Example(np.ascontiguousarray(picture.transpose(2, 0, 1)), points, masks, interior)
 
 
 def _placement(rng: np.random.Generator, shape: tuple[int, ...], size: int, scale: float) -> np.ndarray:
@@ -234,7 +246,7 @@ def _change_greys(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ loss
 
 
-def _loss(network: Any, batch: list[Example]) -> tuple[torch.Tensor, float]:
+def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None = None) -> tuple[torch.Tensor, float]:
     device = network.device
     pictures = torch.from_numpy(np.stack([example.picture for example in batch])).to(device).float()
     embeddings = network.image_encoder((pictures - network.pixel_mean) / network.pixel_std)
@@ -253,7 +265,17 @@ def _loss(network: Any, batch: list[Example]) -> tuple[torch.Tensor, float]:
         loss, iou = _mask_loss(logits, quality, target)
         losses.append(loss)
         ious.append(iou)
-    return torch.stack(losses).mean(), float(np.mean(ious))
+    loss = torch.stack(losses).mean()
+    if dense_head is not None:
+        interior = torch.from_numpy(np.stack([example.interior for example in batch])).to(device)
+        loss = loss + _dense_loss(dense_head(embeddings), interior)
+    return loss, float(np.mean(ious))
+
+
+def _dense_loss(output: torch.Tensor, interior: torch.Tensor) -> torch.Tensor:
+    logits = F.pixel_shuffle(output, interior.shape[-1] // output.shape[-1])
+    cell = F.binary_cross_entropy_with_logits(logits[:, 0], (interior > 0).float())
+    return cell + F.smooth_l1_loss(logits[:, 1], interior / _INTERIOR_SCALE, beta=0.2) * 2
 
 
 def _mask_loss(logits: torch.Tensor, quality: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, float]:

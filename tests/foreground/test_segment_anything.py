@@ -1,0 +1,248 @@
+"""Checkpoints, the mask generator beside the official one, rules, training and the classical baseline."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from cmseg_core.errors import InputError
+from cmseg_core.foreground import find_cells, load_sam, save_sam
+from cmseg_core.foreground.evidence import flatten
+from cmseg_core.foreground.generator import Masks, _starts, generate_masks, point_grid
+from cmseg_core.foreground.rules import cell_masks
+from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small
+from cmseg_core.foreground.threshold import threshold_foreground
+from cmseg_core.foreground.training import LabelledField, SamTrainingConfig, draw_example, train_sam
+from cmseg_core.schema import ForegroundConfig
+from cmseg_core.tracking.registry import packaged_model
+
+TINY = SamArchitecture(
+    image_size=64, patch_size=8, width=32, depth=2, heads=2, window=4, global_layers=(1,), prompt_width=32
+)
+PIXEL_NM = 36.0
+
+
+def discs(shape, circles, inside=90, outside=170):
+    z, y, x = np.indices(shape)
+    image, cells = np.full(shape, outside, np.uint8), np.zeros(shape, np.uint16)
+    for i, (cz, cy, cx, r) in enumerate(circles, 1):
+        ball = (z - cz) ** 2 + (y - cy) ** 2 + (x - cx) ** 2 < r * r
+        image[ball], cells[ball] = inside, i
+    noise = np.random.default_rng(0).normal(0, 4, shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), cells
+
+
+def masks_of(*areas):
+    logits = np.stack([np.where(area, 5.0, -5.0) for area in areas]).astype(np.float32)
+    boxes = []
+    for area in areas:
+        rows, columns = np.nonzero(area)
+        boxes.append((rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1))
+    return Masks(logits, np.full(len(areas), 0.9, np.float32), np.array(boxes, np.float32))
+
+
+def disc(cy, cx, r, n=120):
+    y, x = np.indices((n, n))
+    return (y - cy) ** 2 + (x - cx) ** 2 < r * r
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_small_model_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    network = build_small(TINY).eval()
+    path = save_sam(network, TINY, tmp_path / "sam.pt", {"note": "untrained"})
+    loaded = load_sam(path)
+    assert (loaded.name, loaded.context, loaded.image_size) == ("small", "neighbours", 64)
+    picture = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = network.image_encoder(picture), loaded.network.image_encoder(picture)
+    assert torch.allclose(expected, found, atol=0.05), "half-precision weights answer nearly the same"
+
+
+def test_an_official_checkpoint_is_told_by_its_shapes(tmp_path):
+    load_sam(packaged_model("sam"))  # makes segment_anything importable, and proves the packaged file
+    from segment_anything import build_sam_vit_b
+
+    torch.save(build_sam_vit_b().state_dict(), tmp_path / "sam_vit_b.pth")
+    sam = load_sam(tmp_path / "sam_vit_b.pth")
+    assert (sam.name, sam.context, sam.image_size) == ("vit_b", "grey", 1024)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this code must not run",))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):
+    torch.save({"format": "cmseg-sam-1", "weights": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "evil.pkl"):
+        with pytest.raises(InputError, match=name):
+            load_sam(tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_bad_file_is_one_clear_line(tmp_path, content):
+    path = tmp_path / "sam.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_sam(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_or_foreign_checkpoint_is_refused(tmp_path):
+    whole = save_sam(build_small(TINY), TINY, tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "foreign.pt")
+    content = torch.load(tmp_path / "whole.pt", weights_only=True)
+    content["architecture"]["width"] = 64
+    torch.save(content, tmp_path / "misfit.pt")
+    for name in ("cut.pt", "foreign.pt", "misfit.pt"):
+        with pytest.raises(InputError, match=name):
+            load_sam(tmp_path / name)
+
+
+# --------------------------------------------------------------------------------------------- generator
+
+
+@pytest.fixture(scope="module")
+def packaged() -> SamModel:
+    return load_sam(packaged_model("sam"))
+
+
+def test_the_generator_agrees_with_the_official_one(packaged):
+    from segment_anything import SamAutomaticMaskGenerator
+
+    edge = packaged.image_size
+    circles = [(5, 40, 45, 22), (5, 45, 100, 26), (5, 105, 60, 28), (5, 110, 120, 20)]
+    image, cells = discs((11, edge, edge), circles)
+    picture = as_colours(image, 5, packaged.context)
+    config = ForegroundConfig()
+    ours = cell_masks(generate_masks(packaged, picture, config), config)
+    official = SamAutomaticMaskGenerator(
+        packaged.network,
+        points_per_side=config.points_per_side,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        box_nms_thresh=config.box_nms_thresh,
+    ).generate(picture)
+    a = (ours.logits > 0).any(axis=0)
+    b = np.any([m["segmentation"] for m in official], axis=0)
+    truth = cells[5] > 0
+    assert (a & b).sum() / (a | b).sum() > 0.95
+    assert (a & truth).sum() / (a | truth).sum() > 0.85
+
+
+def test_points_lie_in_the_section():
+    grid = point_grid(50, 100, 160, 16)
+    assert len(grid) == 50 and grid.min() > 0 and grid[:, 0].max() < 100 and grid[:, 1].max() < 50
+
+
+@pytest.mark.parametrize("length", [10, 160, 161, 239, 240, 700])
+def test_tiles_cover_a_section_and_overlap_by_half(length):
+    starts = _starts(length, 160)
+    assert starts[0] == 0 and starts[-1] + 160 >= length
+    assert all(0 < b - a <= 80 for a, b in zip(starts, starts[1:], strict=False))
+
+
+def test_a_section_larger_than_a_tile_has_no_seams(packaged):
+    n = 2 * packaged.image_size
+    circles = [(1, y, x, 22) for y in range(30, n - 20, 55) for x in range(30, n - 20, 55)]
+    image, cells = discs((3, n, n), circles)
+    config = ForegroundConfig()
+    found, _ = flatten(cell_masks(generate_masks(packaged, as_colours(image, 1, packaged.context), config), config))
+    truth = cells[1] > 0
+    assert ((found >= 128) & truth).sum() / ((found >= 128) | truth).sum() > 0.85
+
+
+# ------------------------------------------------------------------------------------------------- rules
+
+
+def test_rules_drop_debris_background_organelles_and_clumps():
+    config = ForegroundConfig(cell_diameter_px=40)
+    left, right = disc(40, 30, 20), disc(40, 72, 20)
+    clump = left | right | disc(40, 51, 6)
+    organelle, debris, everything = disc(40, 25, 8), disc(100, 100, 2), np.ones((120, 120), bool)
+    kept = cell_masks(masks_of(left, clump, organelle, debris, everything, right), config)
+    areas = {int((m > 0).sum()) for m in kept.logits}
+    assert areas == {int(left.sum()), int(right.sum())}
+
+
+def test_touching_masks_have_a_valley_between_them():
+    a, b = disc(60, 40, 22), disc(60, 82, 22)
+    _, interior = flatten(masks_of(a, b))
+    assert interior[60, 61] <= 2 < interior[60, 40] and interior[60, 82] > 15
+    assert flatten(masks_of(a).take(np.zeros(0, int)))[0].max() == 0
+
+
+# ---------------------------------------------------------------------------------------------- evidence
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_cells_are_found_in_a_volume(packaged, directions):
+    image, cells = discs((40, 90, 90), [(20, 40, 28, 19), (20, 48, 66, 19)])
+    done = []
+    config = ForegroundConfig(directions=directions)
+    evidence = find_cells(image, PIXEL_NM, config, packaged, done.append)
+    assert sum(done) == (40 if directions == 1 else 220)
+    assert evidence.interior is not None
+    found, truth = evidence.foreground >= 128, cells > 0
+    assert (found & truth).sum() / (found | truth).sum() > 0.8
+    assert evidence.interior[20, 40, 28] > 10 * PIXEL_NM
+
+
+@pytest.mark.parametrize("grey", [0, 120, 255])
+def test_an_empty_field_has_no_cell(packaged, grey):
+    volume = np.full((6, 64, 64), grey, np.uint8)
+    assert (find_cells(volume, PIXEL_NM, ForegroundConfig(), packaged).foreground >= 128).mean() < 0.02
+    assert not threshold_foreground(volume, 48).any()
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(90, 170), (170, 90)])
+def test_the_baseline_finds_cells_darker_or_brighter_than_the_resin(inside, outside):
+    image, cells = discs((40, 90, 90), [(20, 40, 28, 19), (20, 48, 66, 17)], inside, outside)
+    image[cells > 0] += (np.random.default_rng(1).random((cells > 0).sum()) * 25).astype(np.uint8)
+    found, truth = threshold_foreground(image, 40) > 0, cells > 0
+    assert (found & truth).sum() / (found | truth).sum() > 0.85
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def test_training_learns_and_repeats_itself():
+    image, cells = discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)])
+    config = SamTrainingConfig(
+        architecture=TINY, steps=24, images_per_step=2, prompts_per_image=4, steps_per_epoch=8, learning_rate=2e-3
+    )
+    runs = [train_sam([LabelledField(image, cells)], config) for _ in range(2)]
+    losses = [record["loss"] for record in runs[0].history]
+    assert losses[-1] < 0.8 * losses[0]
+    for a, b in zip(runs[0].network.state_dict().values(), runs[1].network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_prompts_point_at_their_masks():
+    image, cells = discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)])
+    config = SamTrainingConfig(architecture=TINY, background_share=0.3, prompts_per_image=12)
+    rng = np.random.default_rng(0)
+    filled = empty = 0
+    for _ in range(12):
+        example = draw_example(rng, [LabelledField(image, cells)], config)
+        for (x, y), mask in zip(example.points, example.masks, strict=True):
+            row, column = int(y * mask.shape[0] / 64), int(x * mask.shape[1] / 64)
+            near = mask[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            filled += bool(mask.any())
+            empty += not mask.any()
+            assert not mask.any() or near.any()
+    assert filled > empty > 0
+
+
+def test_a_data_set_without_cells_is_refused():
+    empty = LabelledField(np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint16))
+    with pytest.raises(InputError, match="no labelled cell"):
+        train_sam([empty], SamTrainingConfig(architecture=TINY))
