@@ -42,10 +42,10 @@ WORKERS = 1
 twice the memory."""
 
 
-@flow(
+@flow(  # type: ignore[call-overload]  # of an invariant type
     name="process-acquisition",
     flow_run_name="process-{request.name}",
-    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),
+    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),  # type: ignore[arg-type]
     persist_result=False,
     validate_parameters=False,
 )

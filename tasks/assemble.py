@@ -11,7 +11,7 @@ from cmseg_core.schema import VoxelSize
 from cmseg_core.storage.stages import StageRef, slabs
 from tasks.instances import regions_of
 from tasks.request import StoreAddress
-from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output
+from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shape
 
 REVISION = 1
 
@@ -31,7 +31,7 @@ def assemble(
     if not output.complete:
         cells = opened(separated, store).array("cells")
         placed = [
-            place(region, labelled[region.cell_id], cells.shape, voxel_size, margin_nm, store)
+            place(region, labelled[region.cell_id], volume_shape(cells), voxel_size, margin_nm, store)
             for region in regions_of(separated, store)
             if region.cell_id in labelled
         ]

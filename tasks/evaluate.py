@@ -12,7 +12,7 @@ from cmseg_core.evaluation.instances import score_cells
 from cmseg_core.schema import Stage, Taxonomy
 from cmseg_core.storage.stages import StageRef
 from tasks.request import StoreAddress
-from tasks.stage import HOUR, RESUMABLE, opened, stage_output
+from tasks.stage import HOUR, RESUMABLE, opened, stage_output, volume_shape
 
 REVISION = 1
 
@@ -34,14 +34,16 @@ def evaluate(
     settings = {"taxonomy": taxonomy, "stages": {str(cell): stage for cell, stage in stages.items()}}
     output = stage_output(store, "evaluate", inputs, settings, REVISION)
     if not output.complete:
-        cells = opened(separated, store).array("cells")
+        # Counted slab by slab: the volume stays in the store.
+        cells: Any = opened(separated, store).array("cells")
         organelles = opened(assembled, store).array("organelles")
+        shape = volume_shape(cells)
         scores: dict[str, Any] = {}
-        true_cells = read_labels(truth_cells, cells.shape) if truth_cells else None
+        true_cells = read_labels(truth_cells, shape) if truth_cells else None
         if true_cells is not None:
             scores["cells"] = score_cells(true_cells, cells).model_dump()
         if truth_organelles:
-            truth = read_labels(truth_organelles, cells.shape)
+            truth = read_labels(truth_organelles, shape)
             scores["organelles"] = score_field(truth, organelles, taxonomy)
             if true_cells is not None and stages:
                 per_stage = score_stages(truth, organelles, true_cells, cells, stages, taxonomy)

@@ -11,7 +11,7 @@ from cmseg_core.schema import ForegroundConfig, VoxelSize
 from cmseg_core.storage.stages import StageRef
 from cmseg_core.tracking.registry import ResolvedModel
 from tasks.request import StoreAddress
-from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output
+from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shape
 
 REVISION = 1
 
@@ -39,8 +39,9 @@ def foreground(
 
         image = opened(preprocessed, store).array("image")
         pixel_nm = working_pixel_nm(config)
-        shape = working_shape(image.shape, voxel_size, pixel_nm)
-        working = shrink(lambda start, stop: np.asarray(image[start:stop]), image.shape, shape)
+        native = volume_shape(image)
+        shape = working_shape(native, voxel_size, pixel_nm)
+        working = shrink(lambda start, stop: np.asarray(image[start:stop]), native, shape)
         evidence = find_cells(working, pixel_nm, config, load_sam(sam.path) if sam else None)
         output.create_array("foreground", shape, np.uint8, depth=SLAB)[:] = evidence.foreground
         if evidence.interior is not None:

@@ -11,7 +11,7 @@ from cmseg_core.storage.stages import StageRef
 from cmseg_core.tracking.registry import ResolvedModel
 from tasks.models import organelle_model
 from tasks.request import StoreAddress
-from tasks.stage import HOUR, RESUMABLE, opened, stage_output
+from tasks.stage import HOUR, RESUMABLE, opened, stage_output, volume_shape
 
 REVISION = 1
 
@@ -38,7 +38,7 @@ def organelles(
         from cmseg_core.organelles.inference import segment_cell
 
         image = opened(preprocessed, store).array("image")
-        box = crop_box(region, image.shape, voxel_size, config.margin_nm)
+        box = crop_box(region, volume_shape(image), voxel_size, config.margin_nm)
         ids = np.asarray(opened(separated, store).array("cells")[box])
         own = ids == region.cell_id
         found = segment_cell(

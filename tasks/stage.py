@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import zarr
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
@@ -74,3 +75,9 @@ def stage_output(
 def opened(reference: StageRef, store: StoreAddress) -> StageOutput:
     """The output that a former stage left."""
     return StageOutput.from_reference(reference, store.open())
+
+
+def volume_shape(array: zarr.Array) -> tuple[int, int, int]:
+    """Sections, rows and columns of a stored volume."""
+    depth, height, width = array.shape
+    return depth, height, width
