@@ -36,7 +36,7 @@ def cell_masks(masks: Masks, config: ForegroundConfig) -> Masks:
     diameter = np.sqrt(4 * area / np.pi) / config.cell_diameter_px
     sized = np.flatnonzero((diameter >= config.min_diameter_fraction) & (diameter <= config.max_diameter_fraction))
     sized = sized[np.argsort(-area[sized], kind="stable")]
-    flat = filled[sized].reshape(len(sized), -1).astype(np.float32)
+    flat = filled[sized].reshape(len(sized), filled[0].size if len(filled) else 0).astype(np.float32)
     shared = flat @ flat.T
     size = area[sized]
     kept: list[int] = []

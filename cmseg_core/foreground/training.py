@@ -6,7 +6,8 @@ proportion 20:1 and the squared error of the predicted IoU. Two things differ. T
 an empty target, so that the predicted IoU tells them apart.
 
 From scratch a few prompts a picture teach the image encoder slowly. Beside them a linear head, dropped afterwards,
-reads the cells and the distance to their borders at every pixel straight from the image embedding.
+reads the cells and the distance to their borders at every pixel straight from the image embedding; a first part of the
+training has nothing but this.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ class SamTrainingConfig(Frozen):
     prompts_per_image: Positive = 8
     background_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of prompts beside all cells."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 6e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    scale: tuple[float, float] = (0.65, 1.5)
+    dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.35
+    """Share of the training, at its start, without prompts, with twice the images a step."""
+    scale: tuple[float, float] = (0.8, 1.5)
     """Range of the random magnification."""
     steps_per_epoch: Positive = 100
     """Steps between two reports (and scores on the validation fields)."""
@@ -111,8 +114,10 @@ def train_sam(
     while progress < 1:
         for group in optimiser.param_groups:
             group["lr"] = _rate(config, step, progress)
-        batch = [draw_example(rng, fields, config) for _ in range(config.images_per_step)]
-        loss, _ = _loss(network, batch, dense)
+        prompted = progress >= config.dense_share
+        images = config.images_per_step * (1 if prompted else 2)
+        batch = [draw_example(rng, fields, config) for _ in range(images)]
+        loss = _loss(network, batch, dense)[0] if prompted else _encoder_loss(network, batch, dense)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -234,7 +239,7 @@ def _change_greys(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     if rng.random() < 0.2:
         g = 255 - g
     g = 255 * (np.clip(g, 0, 255) / 255) ** np.exp(rng.uniform(-0.5, 0.5))
-    g = (g - g.mean()) * np.exp(rng.uniform(-0.6, 0.5)) + g.mean() + rng.uniform(-45, 45)
+    g = (g - g.mean()) * np.exp(rng.uniform(-0.5, 0.3)) + g.mean() + rng.uniform(-25, 25)
     if rng.random() < 0.4:
         coarse = rng.normal(size=(4, 4)).astype(np.float32) * rng.uniform(2, 22)
         g += cv2.resize(coarse, g.shape[1::-1], interpolation=cv2.INTER_CUBIC)[..., None]
@@ -246,10 +251,19 @@ def _change_greys(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ loss
 
 
+def _embed(network: Any, batch: list[Example]) -> torch.Tensor:
+    pictures = torch.from_numpy(np.stack([example.picture for example in batch])).to(network.device).float()
+    return network.image_encoder((pictures - network.pixel_mean) / network.pixel_std)
+
+
+def _encoder_loss(network: Any, batch: list[Example], dense_head: torch.nn.Module) -> torch.Tensor:
+    interior = torch.from_numpy(np.stack([example.interior for example in batch])).to(network.device)
+    return _dense_loss(dense_head(_embed(network, batch)), interior)
+
+
 def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None = None) -> tuple[torch.Tensor, float]:
     device = network.device
-    pictures = torch.from_numpy(np.stack([example.picture for example in batch])).to(device).float()
-    embeddings = network.image_encoder((pictures - network.pixel_mean) / network.pixel_std)
+    embeddings = _embed(network, batch)
     losses, ious = [], []
     for embedding, example in zip(embeddings, batch, strict=True):
         points = torch.from_numpy(example.points)[:, None].to(device)

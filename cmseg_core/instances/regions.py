@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cc3d
 import edt
 import numpy as np
@@ -59,7 +61,7 @@ def describe_cells(labels: np.ndarray, voxel_size: VoxelSize) -> tuple[CellRegio
     tuple of CellRegion
         In the order of their ids; empty for an empty volume.
     """
-    statistics = cc3d.statistics(labels)
+    statistics: Any = cc3d.statistics(labels)
     sizes, centroids, boxes = (statistics[key] for key in ("voxel_counts", "centroids", "bounding_boxes"))
     regions = []
     for cell_id in range(1, len(sizes)):

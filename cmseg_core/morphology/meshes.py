@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 import fast_simplification
 import numpy as np
 import trimesh
 from scipy import ndimage
 from skimage.measure import marching_cubes
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from cmseg_core.morphology.manifold import make_manifold
 from cmseg_core.schema import MeshConfig, Taxonomy, VoxelSize
@@ -139,8 +142,8 @@ def _simplify(mesh: trimesh.Trimesh, max_faces: int) -> trimesh.Trimesh:
 
 
 def _add(scene: trimesh.Scene, mesh: trimesh.Trimesh, name: str, rgb: np.ndarray, alpha: float) -> None:
-    mesh.visual = trimesh.visual.TextureVisuals(
-        material=trimesh.visual.material.PBRMaterial(
+    mesh.visual = TextureVisuals(
+        material=PBRMaterial(
             name=name,
             baseColorFactor=[*_linear(rgb), alpha],
             metallicFactor=0.0,
@@ -159,7 +162,8 @@ def _linear(rgb: np.ndarray) -> list[float]:
 
 def _to_glb(scene: trimesh.Scene) -> bytes:
     if scene.geometry:
-        return scene.export(file_type="glb", include_normals=True)
+        exported: Any = scene.export(file_type="glb", include_normals=True)
+        return exported
     document = json.dumps({"asset": {"version": "2.0"}, "scene": 0, "scenes": [{}]}).encode()
     document += b" " * (-len(document) % 4)
     return struct.pack("<4sIIII", b"glTF", 2, 20 + len(document), len(document), 0x4E4F534A) + document

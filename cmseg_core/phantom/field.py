@@ -161,8 +161,8 @@ def draw_field(
     """
     rng = np.random.default_rng(seed)
     if stages is None:
-        drawn = rng.choice(STAGES, size=max(cells - len(STAGES), 0), p=_STAGE_SHARES)
-        stages = [*STAGES, *(int(s) for s in drawn)][:cells]  # type: ignore[list-item]
+        drawn = rng.choice(len(STAGES), size=max(cells - len(STAGES), 0), p=_STAGE_SHARES)
+        stages = [*STAGES, *(STAGES[index] for index in drawn)][:cells]
     anatomy = [draw_cell(rng, stage, diameter_nm) for stage in stages]
     if shape is None:
         edge = roomy_extent(anatomy, fill=0.60 if hard else 0.52)

@@ -47,7 +47,7 @@ NANOMETRES = {
 
 def level_factors(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Factors (z, y, x) by which each level is coarser than the first: powers of two, per side."""
-    factors = [(1, 1, 1)]
+    factors: list[tuple[int, ...]] = [(1, 1, 1)]
     while max(size := coarse_shape(shape, factors[-1])) > COARSEST:
         factors.append(tuple(f * 2 if side > SHORTEST else f for f, side in zip(factors[-1], size, strict=True)))
     return factors
@@ -157,7 +157,8 @@ def write_labels(
     multiscale = _multiscale(name, levels, voxel_size, "nearest")
     group.attrs["ome"] = {"version": VERSION, "multiscales": [multiscale], "image-label": about}
     # The list is written last: a label that is listed is whole.
-    listed = dict(labels.attrs).get("ome", {}).get("labels", [])
+    before: dict[str, Any] = dict(labels.attrs)
+    listed = before.get("ome", {}).get("labels", [])
     labels.attrs["ome"] = {"version": VERSION, "labels": sorted({*listed, name})}
 
 
@@ -184,7 +185,7 @@ def open_image(source: str | Path, *, endpoint: str | None = None) -> tuple[Any,
     """
     try:
         group = zarr.open_group(_store_of(source, endpoint), mode="r")
-        attributes = dict(group.attrs)
+        attributes: dict[str, Any] = dict(group.attrs)
         multiscale = attributes.get("ome", attributes)["multiscales"][0]
         axes, data = multiscale["axes"], multiscale["datasets"][0]
         array = group[data["path"]]
@@ -235,7 +236,7 @@ def _write_levels(
         step = tuple(b // a for a, b in zip(factors[number - 1], factors[number], strict=True))
         coarser = _create_level(group, number, coarse_shape(shape, factors[number]), dtype)
         for start, stop in slabs(coarser.shape, DEPTH):
-            block = finer[start * step[0] : stop * step[0]]
+            block = np.asarray(finer[start * step[0] : stop * step[0]])
             # A few sections at a time: the sums behind a mean are wider than the samples.
             thin = range(0, len(block), PIECE)
             coarser[start:stop] = np.concatenate([coarsen(block[at : at + PIECE], step) for at in thin])
@@ -293,7 +294,7 @@ def _voxel_size(source: str | Path, axes: list[dict], data: dict, multiscale: di
     units = [axis.get("unit") for axis in axes[-3:]]
     if any(unit not in NANOMETRES for unit in units):
         raise InputError(source, f"gives its voxel size in the units {units}", mend)
-    zyx = [size * NANOMETRES[unit] for size, unit in zip(sizes[-3:], units, strict=True)]
+    zyx = [size * NANOMETRES[str(unit)] for size, unit in zip(sizes[-3:], units, strict=True)]
     if min(zyx) <= 0:
         raise InputError(source, f"gives the voxel size {zyx}", mend)
     return VoxelSize.from_zyx(zyx)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import obstore
 from obstore import exceptions as failures
@@ -249,11 +250,13 @@ class Store:
             # Without keys obstore would go on to ask the metadata service of a cloud machine, and hang elsewhere.
             raise InputError(self.uri, "no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         # Under this name, because the environment variable of the name would otherwise override what was asked for.
-        where = {"aws_endpoint_url_s3": self.endpoint} if self.endpoint else {}
+        config: Any = {"region": self.region, "conditional_put": "etag"}
+        if self.endpoint:
+            config["aws_endpoint_url_s3"] = self.endpoint
         return S3Store(
             bucket,
             prefix="/".join(part for part in (root, prefix) if part) or None,
-            config={"region": self.region, "conditional_put": "etag", **where},
+            config=config,
             client_options={
                 "allow_http": bool(self.endpoint and self.endpoint.startswith("http://")),
                 # The default of 30 s covers a whole request, body included: too short for a slow line.

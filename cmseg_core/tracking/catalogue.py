@@ -93,7 +93,7 @@ def _version(version: ModelVersion) -> RegisteredVersion:
         aliases=tuple(sorted(version.aliases)),
         tags=dict(version.tags),
         run_id=version.run_id or "",
-        source=version.source,
+        source=version.source or "",
         created=version.creation_timestamp,
     )
 

@@ -76,6 +76,8 @@ def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)  # made by a neighbour a moment ago
+            if found is None:
+                raise
     return found.experiment_id
 
 

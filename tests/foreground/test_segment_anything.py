@@ -173,6 +173,12 @@ def test_rules_drop_debris_background_organelles_and_clumps():
     assert areas == {int(left.sum()), int(right.sum())}
 
 
+def test_rules_may_leave_no_mask():
+    speck = masks_of(disc(100, 100, 2))
+    assert len(cell_masks(speck, ForegroundConfig())) == 0
+    assert len(cell_masks(speck.take(np.zeros(0, int)), ForegroundConfig())) == 0
+
+
 def test_touching_masks_have_a_valley_between_them():
     a, b = disc(60, 40, 22), disc(60, 82, 22)
     _, interior = flatten(masks_of(a, b))
