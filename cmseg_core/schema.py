@@ -224,11 +224,11 @@ class ForegroundConfig(Frozen):
     """Expected diameter of a cell; ties the working scale, mask rules and markers to physical size."""
     cell_diameter_px: Annotated[int, Field(ge=16, le=256)] = 48
     """Diameter that such a cell gets on the isotropic working grid on which cells are found."""
-    points_per_side: Annotated[int, Field(ge=2, le=64)] = 16
+    points_per_side: Annotated[int, Field(ge=2, le=64)] = 12
     """Prompts along each side of a tile."""
-    pred_iou_thresh: Fraction = 0.75
+    pred_iou_thresh: Fraction = 0.40
     """Least quality the model itself predicts of a mask (0.88 in the official generator for the official weights)."""
-    stability_score_thresh: Fraction = 0.85
+    stability_score_thresh: Fraction = 0.30
     """Least IoU of the mask at a raised and at a lowered threshold (0.95 in the official generator)."""
     box_nms_thresh: Fraction = 0.7
     """Overlap of boxes beyond which the lesser of two masks is dropped."""

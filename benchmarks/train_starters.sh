@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains the two packaged models from nothing: simulates the fields, then calls `cmseg train` for each model.
+#
+#     benchmarks/train_starters.sh FOLDER [MINUTES]
+#
+# FOLDER receives the fields and the models, MINUTES (default 40) is the time given to each training. No seed here is
+# used by `cmseg demo` or by the tests.
+set -euo pipefail
+folder=$1
+minutes=${2:-40}
+voxels=("30 20 20" "20 20 20" "25 16 16" "40 24 24")
+defects=("" "" "--defect noise" "--defect curtaining" "--defect drift" "--defect charging")
+
+# At the resolution of an acquisition: for both models.
+for i in $(seq 0 35); do
+  out=$folder/native/field-$((1000 + i))
+  hard=$([ $((i % 3)) -eq 2 ] && echo --hard || true)
+  # shellcheck disable=SC2086
+  [ -d "$out" ] || cmseg phantom "$out" --seed $((1000 + i)) --cells 14 --voxel-size ${voxels[i % 4]} $hard ${defects[(i / 2) % 6]}
+done
+# At the resolution on which cells are found: more fields, more looks.
+for i in $(seq 0 159); do
+  out=$folder/coarse/field-$((5000 + i))
+  hard=$([ $((i % 5)) -lt 3 ] && echo --hard || true)
+  # shellcheck disable=SC2086
+  [ -d "$out" ] || cmseg phantom "$out" --seed $((5000 + i)) --cells 16 --voxel-size 36 36 36 $hard ${defects[(i / 2) % 6]}
+done
+mkdir -p "$folder/both"
+for field in "$folder"/native/* "$folder"/coarse/*; do ln -sfn "$(realpath "$field")" "$folder/both/$(basename "$field")"; done
+
+echo '{section_size: 96, epochs: 100000}' >"$folder/unet.yaml"
+echo '{steps: 100000}' >"$folder/sam.yaml"
+cmseg train "$folder/native" --model unet --config "$folder/unet.yaml" --max-minutes "$minutes" --out "$folder/unet-starter.keras"
+cmseg train "$folder/both" --model sam --config "$folder/sam.yaml" --max-minutes "$minutes" --out "$folder/sam-starter.pt"
