@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -176,11 +176,6 @@ def draw_field(
     debris[:, :3] = rng.uniform(0, 1, (count, 3)) * extent
     debris[:, 3:] = rng.uniform(40, 180, (count, 1)) * rng.uniform(0.6, 1.4, (count, 3))
     return Field(shape, voxel_size, tuple(anatomy), debris, look, int(rng.integers(2**31)))
-
-
-def with_look(field: Field, look: Look, seed: int) -> Field:
-    """The same cells under another appearance and noise."""
-    return replace(field, look=look, seed=seed)
 
 
 # ------------------------------------------------------------------------------------------------ geometry

@@ -242,7 +242,7 @@ def test_training_learns_and_repeats_itself():
     )
     runs = [train_sam([LabelledField(image, cells)], config) for _ in range(2)]
     losses = [record["loss"] for record in runs[0].history]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     for a, b in zip(runs[0].network.state_dict().values(), runs[1].network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
