@@ -193,7 +193,7 @@ class QualityConfig(Frozen):
     max_jitter_px: Annotated[float, Field(gt=0)] = 3.0
     """95th percentile of the shift between neighbouring sections (phase correlation)."""
     max_drift_grey: Annotated[float, Field(gt=0)] = 40.0
-    """Range of the running section mean, in 8-bit grey levels."""
+    """Range over which like structure may brighten or darken along the stack, in 8-bit grey levels."""
     min_snr: Annotated[float, Field(ge=0)] = 0.5
     """Structure over noise: standard deviation of the smoothed section over that of what smoothing removes."""
     min_sections: Annotated[int, Field(ge=1)] = 8

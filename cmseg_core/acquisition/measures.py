@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy import fft
+from scipy import fft, stats
 
 REDUCED_PX = 512
 """Longest side of the reduced section on which shifts and spectra are computed."""
@@ -42,6 +43,15 @@ class SectionFigures:
     def blank(self) -> bool:
         """Constant, or nearly so."""
         return self.deviation < BLANK_DEVIATION
+
+
+class Step(NamedTuple):
+    """What happens from one section to the next (see :func:`compare`)."""
+
+    shift_y: float
+    shift_x: float
+    change: float
+    brightening: float
 
 
 def measure_section(section: np.ndarray) -> SectionFigures:
@@ -94,8 +104,8 @@ def stripe_energy(spectrum: np.ndarray, shape: tuple[int, int]) -> tuple[float, 
     return float(along_y.mean()), float(along_x.mean())
 
 
-def compare(previous: SectionFigures, current: SectionFigures) -> tuple[float, float, float]:
-    """Shift and change from one section to the next.
+def compare(previous: SectionFigures, current: SectionFigures) -> Step:
+    """Shift, change and brightening from one section to the next.
 
     The shift is the peak of a correlation that keeps the frequencies of `SHIFT_BAND` and takes the square root of their
     amplitudes: full phase correlation follows the noise wherever structure is smooth.
@@ -107,6 +117,9 @@ def compare(previous: SectionFigures, current: SectionFigures) -> tuple[float, f
         tenth of the section and more towards zero by about a tenth of their length.
     change : float
         1 minus the correlation of the two, once aligned to the pixel; 0 for equal sections.
+    brightening : float
+        Mean of the middle half of the differences of aligned pixels, in grey levels: what comes and goes from section
+        to section lies in the tails and does not count.
     """
     a, b = previous.reduced, current.reduced
     cross = current.spectrum * np.conj(previous.spectrum)
@@ -117,7 +130,8 @@ def compare(previous: SectionFigures, current: SectionFigures) -> tuple[float, f
     y, x = round(dy), round(dx)
     here = a[max(0, -y) : a.shape[0] - max(0, y), max(0, -x) : a.shape[1] - max(0, x)]
     there = b[max(0, y) : b.shape[0] + min(0, y), max(0, x) : b.shape[1] + min(0, x)]
-    return dy * previous.factor, dx * previous.factor, 1.0 - _correlation(here, there)
+    brightening = float(stats.trim_mean(there - here, 0.25, axis=None))
+    return Step(dy * previous.factor, dx * previous.factor, 1.0 - _correlation(here, there), brightening)
 
 
 def _refined(surface: np.ndarray, peak: tuple[np.intp, ...], axis: int) -> float:

@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 
 from cmseg_core.acquisition.findings import QualityCheck, QualityReport, SectionProfile
-from cmseg_core.acquisition.measures import SectionFigures, compare, measure_section
+from cmseg_core.acquisition.measures import SectionFigures, Step, compare, measure_section
 from cmseg_core.acquisition.source import SectionSource
 from cmseg_core.preprocess.intensity import find_window, to_uint8
 from cmseg_core.schema import QualityConfig
@@ -20,7 +20,7 @@ __all__ = ["QualityCheck", "QualityReport", "SectionProfile", "assess"]
 WINDOW = (0.001, 0.999)
 """Quantiles that stand for 0 and 255 where the samples are not 8 bit."""
 DRIFT_SECTIONS = 9
-"""Sections of the running mean whose range is the drift."""
+"""Sections over which the brightness is averaged before its range is taken."""
 LISTED = 20
 """Sections at fault that a check names."""
 EQUAL_CHANGE = 0.1
@@ -67,6 +67,7 @@ class _Pass:
     figures: list[SectionFigures] = field(default_factory=list)
     shift: list[float] = field(default_factory=list)
     change: list[float] = field(default_factory=list)
+    brightening: list[float] = field(default_factory=list)
     saturated: list[int] = field(default_factory=list)
     """Voxels of each section at the ends of the grey range."""
     voxels: int = 0
@@ -92,12 +93,12 @@ def _measure(source: SectionSource) -> _Pass:
         if source.dtype.kind == "f" and not np.isfinite(section).all():
             seen.unusable.append(z)
         figures = measure_section(to_uint8(section, window))
-        shift = change = math.nan
+        step = Step(math.nan, math.nan, math.nan, 0.0)
         if previous is not None and not figures.blank:
-            dy, dx, change = compare(previous, figures)
-            shift = math.hypot(dy, dx)
-        seen.shift.append(shift)
-        seen.change.append(change)
+            step = compare(previous, figures)
+        seen.shift.append(math.hypot(step.shift_y, step.shift_x))
+        seen.change.append(step.change)
+        seen.brightening.append(step.brightening)
         ends.add(section, counted=not figures.blank)
         if not figures.blank:
             previous = figures
@@ -208,12 +209,11 @@ def _jitter(seen: _Pass, limits: QualityConfig) -> QualityCheck:
 
 
 def _drift(seen: _Pass, limits: QualityConfig) -> QualityCheck:
-    means = np.array([f.mean for f in seen.usable])
-    figure = 0.0
-    if means.size:
-        width = min(DRIFT_SECTIONS, means.size)
-        figure = float(np.ptp(np.convolve(means, np.full(width, 1 / width), mode="valid")))
-    detail = f"the running mean of the sections moves over {figure:.1f} grey levels of 255"
+    # The mean grey of a section follows how many cells it cuts; the sum of the steps follows the microscope alone.
+    level = np.cumsum(seen.brightening)
+    width = min(DRIFT_SECTIONS, level.size)
+    figure = float(np.ptp(np.convolve(level, np.full(width, 1 / width), mode="valid")))
+    detail = f"the brightness of like structure moves over {figure:.1f} grey levels of 255"
     return _upper("drift", figure, limits.max_drift_grey, detail)
 
 

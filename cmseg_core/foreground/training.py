@@ -42,9 +42,10 @@ class SamTrainingConfig(Frozen):
     prompts_per_image: Positive = 8
     background_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of prompts beside all cells."""
-    learning_rate: Annotated[float, Field(gt=0)] = 6e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    """At its highest; falls along a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.35
+    dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.45
     """Share of the training, at its start, without prompts, with twice the images a step."""
     scale: tuple[float, float] = (0.8, 1.5)
     """Range of the random magnification."""
@@ -102,7 +103,7 @@ def train_sam(
     patch = config.architecture.patch_size
     dense = torch.nn.Conv2d(config.architecture.prompt_width, 2 * patch**2, kernel_size=1)
     parameters = [*network.parameters(), *dense.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimisers = _optimisers(network, dense, config)
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     history: list[dict[str, Any]] = []
     began = time.monotonic()
@@ -112,17 +113,20 @@ def train_sam(
     ]
     step, progress = 0, 0.0
     while progress < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = _rate(config, step, progress)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = _rate(config, step, progress)
+            optimiser.zero_grad(set_to_none=True)
         prompted = progress >= config.dense_share
         images = config.images_per_step * (1 if prompted else 2)
         batch = [draw_example(rng, fields, config) for _ in range(images)]
-        loss = _loss(network, batch, dense)[0] if prompted else _encoder_loss(network, batch, dense)
-        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(network.device.type, torch.bfloat16):
+            loss = _loss(network, batch, dense)[0] if prompted else _encoder_loss(network, batch, dense)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if torch.isfinite(loss):
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
         _follow(average, network, min(0.995, (step + 1) / (step + 10)))
         losses.append(float(loss.detach()))
         step += 1
@@ -138,6 +142,25 @@ def train_sam(
                 on_epoch(record)
     network.load_state_dict(average)
     return TrainedSam(network.eval(), config.architecture, history)
+
+
+def _optimisers(
+    network: Any, dense: torch.nn.Module, config: SamTrainingConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the transformers, AdamW for everything else."""
+    matrices = [
+        tensor
+        for module in (network.image_encoder.blocks, network.mask_decoder.transformer)
+        for name, tensor in module.named_parameters()
+        if tensor.ndim == 2 and "rel_pos" not in name
+    ]
+    taken = {id(tensor) for tensor in matrices}
+    others = [t for t in [*network.parameters(), *dense.parameters()] if id(t) not in taken]
+    rate, decay = config.learning_rate, config.weight_decay
+    return (
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=decay),
+    )
 
 
 def _rate(config: SamTrainingConfig, step: int, progress: float) -> float:
@@ -275,6 +298,7 @@ def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
         )
+        logits, quality = logits.float(), quality.float()
         target = torch.from_numpy(example.masks).to(device).float()[:, None].expand(-1, logits.shape[1], -1, -1)
         loss, iou = _mask_loss(logits, quality, target)
         losses.append(loss)
@@ -287,7 +311,7 @@ def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None
 
 
 def _dense_loss(output: torch.Tensor, interior: torch.Tensor) -> torch.Tensor:
-    logits = F.pixel_shuffle(output, interior.shape[-1] // output.shape[-1])
+    logits = F.pixel_shuffle(output.float(), interior.shape[-1] // output.shape[-1])
     cell = F.binary_cross_entropy_with_logits(logits[:, 0], (interior > 0).float())
     return cell + F.smooth_l1_loss(logits[:, 1], interior / _INTERIOR_SCALE, beta=0.2) * 2
 
