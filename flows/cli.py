@@ -22,6 +22,20 @@ from flows.console import DONE, Console, exit_status, wants
 from flows.quiet import QuietImport
 
 Triple = tuple[float, float, float]
+VoxelSizeOption = Annotated[Triple, Parameter(help="Nanometres, z y x.")]
+StatedVoxelSize = Annotated[
+    Triple | None, Parameter(help="Nanometres, z y x; needed where the source does not state it.")
+]
+Source = Annotated[
+    str,
+    Parameter(help="TIFF stack, folder of one-slice images, or a folder that `cmseg phantom` wrote."),
+]
+TruthCells = Annotated[Path | None, Parameter(help="Label stack of the cells: the result is then scored.")]
+TruthOrganelles = Annotated[Path | None, Parameter(help="Label stack of the organelles.")]
+Settings = Annotated[Path | None, Parameter(help="Settings (YAML or JSON), see docs/settings.md.")]
+Cells = Annotated[int, Parameter(help="Number of cells.")]
+Seed = Annotated[int, Parameter(help="The same seed gives the same acquisition.")]
+Hard = Annotated[bool, Parameter(help="Cells pressed into each other in resin as grey as they are.")]
 Json = Annotated[bool, Parameter(help="Print one JSON document on standard output, all else on standard error.")]
 
 app = App(
@@ -58,10 +72,10 @@ def invoke(tokens: Sequence[str]) -> int:
 def demo(
     *,
     workspace: Path | None = None,
-    cells: int = 14,
-    seed: int = 2025,
-    voxel_size: Triple = (30.0, 20.0, 20.0),
-    hard: bool = False,
+    cells: Cells = 14,
+    seed: Seed = 2025,
+    voxel_size: VoxelSizeOption = (30.0, 20.0, 20.0),
+    hard: Hard = False,
     json: Json = False,
 ) -> int:
     """Show the whole product on a simulated acquisition: S3 on loopback, nightly flow, scores, report.
@@ -70,14 +84,6 @@ def demo(
     ----------
     workspace
         Folder of its state; by default the folder demo of CMSEG_WORKSPACE. Each run adds an acquisition to it.
-    cells
-        Number of cells.
-    seed
-        The same seed gives the same acquisition.
-    voxel_size
-        Nanometres, z y x.
-    hard
-        Cells pressed into each other in resin as grey as they are.
     """
     from flows.demo import run_demo
     from flows.simulate import simulate
@@ -89,14 +95,14 @@ def demo(
 
 @app.command
 def run(
-    source: str,
+    source: Source,
     out: Path,
     /,
     *,
-    voxel_size: Triple | None = None,
-    truth_cells: Path | None = None,
-    truth_organelles: Path | None = None,
-    config: Path | None = None,
+    voxel_size: StatedVoxelSize = None,
+    truth_cells: TruthCells = None,
+    truth_organelles: TruthOrganelles = None,
+    config: Settings = None,
     unet: str | None = None,
     sam: str | None = None,
     max_memory: float | None = None,
@@ -106,18 +112,8 @@ def run(
 
     Parameters
     ----------
-    source
-        TIFF stack, folder of one-slice images, or a folder that `cmseg phantom` wrote.
     out
         New folder for the result. The same run once more finds it done; another run's result is never touched.
-    voxel_size
-        Nanometres, z y x; needed where the source does not state it.
-    truth_cells
-        Label stack of the cells: the result is then scored.
-    truth_organelles
-        Label stack of the organelles.
-    config
-        Settings (YAML or JSON), see docs/settings.md.
     unet
         Model for organelles: packaged, a .keras file, models:/name/version or models:/name@alias.
     sam
@@ -146,11 +142,11 @@ def phantom(
     out: Path,
     /,
     *,
-    cells: int = 14,
+    cells: Cells = 14,
     shape: tuple[int, int, int] | None = None,
-    voxel_size: Triple = (30.0, 20.0, 20.0),
-    seed: int = 0,
-    hard: bool = False,
+    voxel_size: VoxelSizeOption = (30.0, 20.0, 20.0),
+    seed: Seed = 0,
+    hard: Hard = False,
     defect: tuple[str, ...] = (),
     json: Json = False,
 ) -> int:
@@ -160,16 +156,8 @@ def phantom(
     ----------
     out
         New folder.
-    cells
-        Number of cells.
     shape
         Sections, rows, columns; by default a field that the cells crowd.
-    voxel_size
-        Nanometres, z y x.
-    seed
-        The same seed gives the same acquisition.
-    hard
-        Cells pressed into each other in resin as grey as they are.
     defect
         A defect of acquisition, any number of times: noise, curtaining, charging, drift, jitter, missing.
     """
@@ -189,29 +177,21 @@ def phantom(
 
 @app.command
 def submit(
-    source: str,
+    source: Source,
     /,
     *,
     name: str,
-    voxel_size: Triple | None = None,
-    truth_cells: Path | None = None,
-    truth_organelles: Path | None = None,
+    voxel_size: StatedVoxelSize = None,
+    truth_cells: TruthCells = None,
+    truth_organelles: TruthOrganelles = None,
     json: Json = False,
 ) -> int:
     """Upload an acquisition to the landing zone of the store, from where the next night takes it.
 
     Parameters
     ----------
-    source
-        TIFF stack, folder of one-slice images, or a folder that `cmseg phantom` wrote.
     name
         Letters, digits, dots, _ and -; new to the store.
-    voxel_size
-        Nanometres, z y x; needed where the source does not state it.
-    truth_cells
-        Label stack of the cells: the result is then scored.
-    truth_organelles
-        Label stack of the organelles.
     """
     from flows.landing import submit_local
 
@@ -220,15 +200,13 @@ def submit(
 
 
 @app.command
-def nightly(*names: str, config: Path | None = None, json: Json = False) -> int:
+def nightly(*names: str, config: Settings = None, json: Json = False) -> int:
     """Process every new acquisition of the store; one that fails is quarantined and does not stop the others.
 
     Parameters
     ----------
     names
         Only these, also where they were quarantined before.
-    config
-        Settings (YAML or JSON), see docs/settings.md.
     """
     from flows.landing import run_night
 
@@ -258,6 +236,7 @@ def train(
     preset: str = "starter",
     config: Path | None = None,
     validation: Path | None = None,
+    initial: str | None = None,
     out: Path | None = None,
     max_minutes: float | None = None,
     seed: int | None = None,
@@ -277,6 +256,9 @@ def train(
         Settings of the training (YAML or JSON) that differ from the preset.
     validation
         Another such folder; by default every fifth acquisition, or every fifth cell where there are fewer than five.
+    initial
+        Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
+        models:/name@alias. Its architecture and classes then hold.
     out
         New file for the model, besides the registry.
     max_minutes
@@ -288,7 +270,15 @@ def train(
 
     changes = {name: value for name, value in {"max_minutes": max_minutes, "seed": seed}.items() if value is not None}
     return train_local(
-        Console(json), model, dataset, preset=preset, config=config, validation=validation, out=out, changes=changes
+        Console(json),
+        model,
+        dataset,
+        preset=preset,
+        config=config,
+        validation=validation,
+        initial=initial,
+        out=out,
+        changes=changes,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
 from cmseg_core.schema import Frozen, PipelineConfig, Workspace, first_problem
-from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file
+from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file, resolve_model
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
@@ -62,6 +62,8 @@ class TrainingJob(Frozen):
     settings : dict
         Fields of the training's configuration that differ from the preset.
     preset : str
+    initial : path, optional
+        Model file whose weights a U-Net starts from.
     out : path, optional
         File that the model is written to, besides the registry.
     tracking_uri : str
@@ -71,6 +73,7 @@ class TrainingJob(Frozen):
     validation: Path | None
     settings: dict[str, Any]
     preset: str
+    initial: Path | None
     out: Path | None
     tracking_uri: str
 
@@ -83,6 +86,7 @@ def train_local(
     preset: str,
     config: Path | None,
     validation: Path | None,
+    initial: str | None,
     out: Path | None,
     changes: dict[str, Any],
 ) -> int:
@@ -95,17 +99,19 @@ def train_local(
     """
     workspace, pipeline = Workspace(), PipelineConfig.from_file(None)
     settings = {**(_settings(config) if config else {}), **changes}
+    check_out(out, model)
+    find_labelled(dataset)
+    prepare(workspace)
+    uri = tracking_uri(workspace)
     job = TrainingJob(
         dataset=dataset,
         validation=validation,
         settings=settings,
         preset=preset,
+        initial=None if initial is None else _start(initial, model, uri, workspace),
         out=out,
-        tracking_uri=tracking_uri(workspace),
+        tracking_uri=uri,
     )
-    check_out(out, model)
-    find_labelled(dataset)
-    prepare(workspace)
     try:
         trained = (train_unet if model == "unet" else train_sam_model)(job, pipeline, console.say)
     except ValidationError as error:
@@ -113,6 +119,12 @@ def train_local(
         raise InputError(config or "training", first_problem(error), mend) from error
     console.result(trained.model_dump(mode="json"), _described(trained))
     return DONE
+
+
+def _start(initial: str, role: Role, uri: str, workspace: Workspace) -> Path:
+    if role != "unet":
+        raise InputError("--initial", "cannot be used with --model sam", "train a SAM from nothing, or leave it out")
+    return resolve_model(initial, role, uri, workspace.workspace / "models").path
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -134,10 +146,11 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    from cmseg_core.organelles.model import save_model
+    from cmseg_core.organelles.model import load_model, save_model
     from cmseg_core.organelles.training import TrainingConfig, train
 
     config = TrainingConfig.of(job.preset, **job.settings)
+    initial = None if job.initial is None else load_model(job.initial)
     cells, held_out = _cells(job, pipeline, report)
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "unet", config.model_dump(mode="json")) as run:
@@ -147,7 +160,13 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
             report(f"epoch {row['epoch']} of {row['epochs']}: {_figures(row)}")
 
         done = train(
-            cells, config, pipeline.taxonomy, preprocess=pipeline.preprocess, validation=held_out, on_epoch=on_epoch
+            cells,
+            config,
+            pipeline.taxonomy if initial is None else initial.taxonomy,
+            preprocess=pipeline.preprocess,
+            validation=held_out,
+            on_epoch=on_epoch,
+            initial=initial,
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
@@ -256,7 +275,12 @@ def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report
 
 @contextmanager
 def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[TrainingRun]:
-    params = {"dataset": str(job.dataset.absolute()), "preset": job.preset, **config}
+    params = {
+        "dataset": str(job.dataset.absolute()),
+        "preset": job.preset,
+        "initial": str(job.initial or "nothing"),
+        **config,
+    }
     with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.dataset.absolute().name, params=params) as run:
         yield run
 

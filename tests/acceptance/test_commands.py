@@ -117,6 +117,19 @@ def test_train_registers_a_challenger(cmseg: Callable[..., Any], unet: Path) -> 
     assert any(m["role"] == "unet" and "challenger" in m["aliases"] for m in known)
 
 
+def test_a_training_goes_on_from_a_model(cmseg: Callable[..., Any], phantom: Path, unet: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("{epochs: 1, steps_per_epoch: 1, batch_size: 2, precision: float32, learning_rate: 1.0e-9}\n")
+    out = tmp_path / "on.keras"
+    made = cmseg("train", phantom, "--config", settings, "--initial", unet, "--out", out, "--seed", 2)
+    assert made.status == 0, made.err
+    # A network of the preset's width would be many times larger.
+    assert out.stat().st_size < 1.5 * unet.stat().st_size
+    refused = cmseg("train", phantom, "--model", "sam", "--initial", unet)
+    assert refused.status == 2
+    assert "--initial" in refused.complaint()
+
+
 def test_a_model_is_imported_by_name_and_resolved(
     cmseg: Callable[..., Any], phantom: Path, unet: Path, threshold: Path, tmp_path: Path
 ) -> None:
