@@ -213,7 +213,8 @@ class PreprocessConfig(Frozen):
     bilateral_range_sigma: Annotated[float, Field(gt=0)] = 30.0
     """In 8-bit grey levels."""
     interpolation: Literal["nearest", "linear"] = "linear"
-    """How images are resampled. Labels are always resampled by nearest neighbour. The paper uses nearest for both."""
+    """How images are resampled, and class probabilities on their way back to the native grid. Labels themselves are
+    always resampled by nearest neighbour. The paper uses nearest for everything."""
 
 
 class ForegroundConfig(Frozen):
@@ -254,6 +255,13 @@ class InstancesConfig(Frozen):
     above this: a dividing pair stays one cell, touching cells part. Equal balls reach 0.60 when their centres are 1.6
     radii apart. Lower it if dividing cells are cut, raise it if cells pressed together are merged; 1 leaves the
     decision to `h_nm`."""
+    interior_neck_ratio: Fraction = 0.30
+    """The same where cells come with their own masks (SAM): between the masks of two cells the passage is all but
+    closed, so that less is needed to call two basins one cell."""
+    daughter_neck_ratio: Fraction = 0.50
+    """Two parts of like size, each much smaller than the usual cell of the field, are the daughters of one division
+    that is not yet over where the passage between them, relative to the lesser of their half widths, is above this; 1
+    leaves them apart."""
     marker_distance_fraction: Fraction = 0.20
     """Markers nearer than this fraction of the expected cell diameter are one."""
 

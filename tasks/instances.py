@@ -16,7 +16,7 @@ from cmseg_core.storage.stages import StageOutput, StageRef, slabs
 from tasks.request import StoreAddress
 from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output
 
-REVISION = 1
+REVISION = 2
 HALF = 128
 """Evidence, of 255, from which a voxel belongs to a cell."""
 

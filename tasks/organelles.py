@@ -13,7 +13,7 @@ from tasks.models import organelle_model
 from tasks.request import StoreAddress
 from tasks.stage import HOUR, RESUMABLE, opened, stage_output, volume_shape
 
-REVISION = 1
+REVISION = 2
 
 
 @task(name="organelles", task_run_name="organelles-{region.cell_id}", timeout_seconds=HOUR, **RESUMABLE)

@@ -6,11 +6,16 @@ import cc3d
 import edt
 import fastremap
 import numpy as np
+from scipy import ndimage
 
 from cmseg_core.errors import InputError
 from cmseg_core.instances.basins import Peaks, find_markers, find_passes, flood, merge_basins, smooth
 from cmseg_core.schema import InstancesConfig, VoxelSize
 
+_DAUGHTERS_ALIKE = 0.75
+"""Least volume of the lesser daughter over that of the greater."""
+_DAUGHTER_SHARE = 0.60
+"""Largest volume of a daughter over that of the usual cell of the field: a division halves a cell."""
 _MARKER_GRID_CELLS = 24
 """Blocks across a cell on the grid where markers are sought: fine enough for the smallest lobe worth a marker."""
 
@@ -29,7 +34,9 @@ def separate_cells(
     The distance map of the mask, smoothed by ``h_nm / 2``, is flooded from its maxima. Two basins become one cell when
     the pass between them is less than ``h_nm`` below the lower peak (the h-maxima criterion), when it is above
     ``merge_neck_ratio`` times the lower peak (a dividing pair), or when their peaks are nearer than
-    ``marker_distance_fraction`` of a cell. A cell that the border of the field cuts is not narrowed by the border.
+    ``marker_distance_fraction`` of a cell. Then the daughters of a division are joined: two parts of like size, neither
+    above 0.6 times the median volume of all parts, whose passage in the distance map of the mask is above
+    ``daughter_neck_ratio`` times the lower peak. A cell that the border of the field cuts is not narrowed by the border.
 
     Parameters
     ----------
@@ -42,7 +49,8 @@ def separate_cells(
         Expected diameter of a cell.
     interior : ndarray of float32, shape (z, y, x), optional
         A landscape in nanometres that takes the place of the distance map: high inside cells, low in the valleys
-        between touching ones, for example from 2D instance masks.
+        between touching ones, for example from 2D instance masks. ``interior_neck_ratio`` then takes the place of
+        ``merge_neck_ratio``.
     threads : int
         Threads of the distance transform; the result does not depend on it.
 
@@ -68,13 +76,15 @@ def separate_cells(
     mask = cc3d.dust(mask, threshold=least_voxels, connectivity=6)
     if not mask.any():
         return np.zeros(mask.shape, np.uint32)
-    landscape = distance_map(mask, voxel_size, threads) if interior is None else np.where(mask, interior, 0)
-    landscape = smooth(landscape.astype(np.float32, copy=False), config.h_nm / 2, voxel_size.zyx)
-    landscape *= mask
+    distance = _smoothed(distance_map(mask, voxel_size, threads), mask, voxel_size, config)
+    landscape, neck_ratio = distance, config.merge_neck_ratio
+    if interior is not None:
+        landscape, neck_ratio = _smoothed(interior, mask, voxel_size, config), config.interior_neck_ratio
     markers, peaks = find_markers(landscape, _block_edges(voxel_size, cell_diameter_nm))
     basins = flood(landscape, markers, mask)
-    groups = _group(landscape, basins, peaks, voxel_size, config, cell_diameter_nm)
-    return _finish(groups[basins], mask, least_voxels)
+    groups = _group(landscape, basins, peaks, voxel_size, config, neck_ratio, cell_diameter_nm)
+    parts = _join_daughters(groups[basins], distance, config.daughter_neck_ratio, least_voxels)
+    return _finish(parts, mask, least_voxels)
 
 
 def distance_map(mask: np.ndarray, voxel_size: VoxelSize, threads: int = 1) -> np.ndarray:
@@ -94,6 +104,13 @@ def distance_map(mask: np.ndarray, voxel_size: VoxelSize, threads: int = 1) -> n
     """
     contiguous = np.ascontiguousarray(mask)
     return edt.edt(contiguous, anisotropy=voxel_size.zyx, black_border=bool(contiguous.all()), parallel=threads)
+
+
+def _smoothed(
+    landscape: np.ndarray, mask: np.ndarray, voxel_size: VoxelSize, config: InstancesConfig
+) -> np.ndarray:
+    inside = np.where(mask, landscape, 0).astype(np.float32, copy=False)
+    return smooth(inside, config.h_nm / 2, voxel_size.zyx) * mask
 
 
 def _checked_mask(foreground: np.ndarray, interior: np.ndarray | None) -> np.ndarray:
@@ -117,6 +134,7 @@ def _group(
     peaks: Peaks,
     voxel_size: VoxelSize,
     config: InstancesConfig,
+    neck_ratio: float,
     cell_diameter_nm: float,
 ) -> np.ndarray:
     position_nm = peaks.position * np.array(voxel_size.zyx)
@@ -125,11 +143,30 @@ def _group(
     def are_one(height: float, lower: int, higher: int) -> bool:
         peak = float(peaks.height[lower])
         shallow = peak - height < config.h_nm
-        wide = height > config.merge_neck_ratio * peak
+        wide = height > neck_ratio * peak
         near = float(np.linalg.norm(position_nm[lower] - position_nm[higher])) < nearest_nm
         return shallow or wide or near
 
     return merge_basins(peaks, find_passes(landscape, basins), are_one)
+
+
+def _join_daughters(parts: np.ndarray, distance: np.ndarray, neck_ratio: float, least_voxels: int) -> np.ndarray:
+    """Give two daughters that still hang together one id; no part is joined twice."""
+    volumes = np.bincount(parts.ravel())
+    volumes[0] = 0
+    if np.count_nonzero(volumes >= least_voxels) < 2:
+        return parts
+    usual = float(np.median(volumes[volumes >= least_voxels]))
+    width = ndimage.maximum(distance, parts, np.arange(len(volumes)))
+    joined = np.arange(len(volumes), dtype=parts.dtype)
+    for step in find_passes(distance, parts):
+        pair = [step.first, step.second]
+        lesser, greater = sorted(volumes[pair])
+        small = greater <= _DAUGHTER_SHARE * usual and lesser >= max(_DAUGHTERS_ALIKE * greater, least_voxels)
+        if small and step.height > neck_ratio * min(width[pair]) and all(joined[part] == part for part in pair):
+            joined[step.second] = step.first
+            volumes[pair] = 0
+    return joined[parts]
 
 
 def _finish(labels: np.ndarray, mask: np.ndarray, least_voxels: int) -> np.ndarray:

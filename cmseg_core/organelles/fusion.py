@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cmseg_core.preprocess.resample import CubeGrid
 
 _FULL = 65535
 """Probability 1 as uint16: a sixth of the memory of three float32 stacks, and 1e-5 of the voxels change their class."""
@@ -95,6 +98,32 @@ class FusedProbabilities:
             own = section.max(axis=-1) if labels is None else _own(section, labels[z])
             target[...] = np.rint(own * (255.0 / total))
         return out
+
+    def labels_on(self, grid: CubeGrid) -> NDArray[np.uint8]:
+        """Class of every voxel of the crop that the cube was made of: uint8 (z, y, x).
+
+        The probabilities are interpolated, then the likeliest class is chosen, so that an outline may run between the
+        voxels of the cube. One class is held at a time, whatever the size of the crop.
+        """
+        best = np.zeros(grid.crop_shape, dtype=np.uint16)
+        labels = np.zeros(grid.crop_shape, dtype=np.uint8)
+        for number, score in self._on(grid):
+            labels[score > best] = number
+            np.maximum(best, score, out=best)
+        return labels
+
+    def confidence_on(self, grid: CubeGrid, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Share of the class of every voxel of the crop in the interpolated probabilities, 0..255: uint8 (z, y, x)."""
+        own = np.zeros(grid.crop_shape, dtype=np.uint16)
+        total = np.zeros(grid.crop_shape, dtype=np.uint32)
+        for number, score in self._on(grid):
+            total += score
+            np.copyto(own, score, where=labels == number)
+        return np.rint(own * (np.float32(255) / np.maximum(total, 1))).astype(np.uint8)
+
+    def _on(self, grid: CubeGrid) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+        for number in range(self._score.shape[-1]):
+            yield number, grid.to_native(np.ascontiguousarray(self._score[..., number]), "linear")
 
     def disagreement(self, labels: NDArray[np.uint8]) -> float:
         """Share of the voxels that are not background in which the directions name different classes."""

@@ -86,10 +86,9 @@ def segment_cell(
     cube = denoise(grid.to_cube(isolated, preprocess.interpolation, resin_grey(image, cell, others)), preprocess)
     reach = None if own is None else dilate(grid.to_cube(dilate(own, REACH_VOXELS), "nearest", False), SEAM_VOXELS)
     fused = predict_volume(cube, model, config, reach)
-    labels, disagreement = _filtered(fused, config)
-    native = grid.to_native(labels, "nearest")
-    native[_out_of_bounds(own, others, image.shape)] = 0
-    return CellSegmentation(native, grid.to_native(fused.confidence(labels), "nearest"), disagreement)
+    found = _native(fused, grid, config, preprocess)
+    found.labels[_out_of_bounds(own, others, image.shape)] = 0
+    return found
 
 
 def label_cell(
@@ -114,16 +113,19 @@ def label_cell(
     """
     cube = cube_of(cell, model.section_size, preprocess)
     fused = predict_volume(cube.image, model, config)
-    labels, disagreement = _filtered(fused, config)
-    found = (labels, fused.confidence(labels))
     if cell.field:
-        labels, confidence = (resize(volume, cell.image.shape, "nearest") for volume in found)
+        labels = fused.labels()
+        shape, disagreement = cell.image.shape, fused.disagreement(labels)
+        labels = _filtered(labels, config)
+        found = CellSegmentation(
+            resize(labels, shape, "nearest"), resize(fused.confidence(labels), shape, "nearest"), disagreement
+        )
     else:
         grid = CubeGrid(cell.image.shape, cell.voxel_size, model.section_size)
-        labels, confidence = (grid.to_native(volume, "nearest") for volume in found)
+        found = _native(fused, grid, config, preprocess)
     if cell.others is not None:
-        labels[cell.others] = 0
-    return CellSegmentation(labels, confidence, disagreement)
+        found.labels[cell.others] = 0
+    return found
 
 
 def predict_volume(
@@ -218,13 +220,24 @@ def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_s
     return apply_temperature(probabilities, model.temperature)
 
 
-def _filtered(fused: FusedProbabilities, config: OrganellesConfig) -> tuple[NDArray[np.uint8], float]:
-    """Filtered class ids, and the disagreement before the filter."""
-    labels = fused.labels()
-    disagreement = fused.disagreement(labels)
-    if config.filter != "none":
-        labels = (median_3x3x3 if config.filter == "median" else mode_3x3x3)(labels)
-    return labels, disagreement
+def _native(
+    fused: FusedProbabilities, grid: CubeGrid, config: OrganellesConfig, preprocess: PreprocessConfig
+) -> CellSegmentation:
+    """Labels on the grid of the crop; ids are carried there by nearest neighbour, probabilities are interpolated."""
+    in_cube = fused.labels()
+    disagreement = fused.disagreement(in_cube)
+    if preprocess.interpolation == "linear":
+        labels = _filtered(fused.labels_on(grid), config)
+        return CellSegmentation(labels, fused.confidence_on(grid, labels), disagreement)
+    in_cube = _filtered(in_cube, config)
+    labels, confidence = (grid.to_native(volume, "nearest") for volume in (in_cube, fused.confidence(in_cube)))
+    return CellSegmentation(labels, confidence, disagreement)
+
+
+def _filtered(labels: NDArray[np.uint8], config: OrganellesConfig) -> NDArray[np.uint8]:
+    if config.filter == "none":
+        return labels
+    return (median_3x3x3 if config.filter == "median" else mode_3x3x3)(labels)
 
 
 def _out_of_bounds(
