@@ -36,7 +36,8 @@ def separate_cells(
     ``merge_neck_ratio`` times the lower peak (a dividing pair), or when their peaks are nearer than
     ``marker_distance_fraction`` of a cell. Then the daughters of a division are joined: two parts of like size, neither
     above 0.6 times the median volume of all parts, whose passage in the distance map of the mask is above
-    ``daughter_neck_ratio`` times the lower peak. A cell that the border of the field cuts is not narrowed by the border.
+    ``daughter_neck_ratio`` times the lower peak. A cell that the border of the field cuts is not narrowed by the
+    border.
 
     Parameters
     ----------
@@ -106,9 +107,7 @@ def distance_map(mask: np.ndarray, voxel_size: VoxelSize, threads: int = 1) -> n
     return edt.edt(contiguous, anisotropy=voxel_size.zyx, black_border=bool(contiguous.all()), parallel=threads)
 
 
-def _smoothed(
-    landscape: np.ndarray, mask: np.ndarray, voxel_size: VoxelSize, config: InstancesConfig
-) -> np.ndarray:
+def _smoothed(landscape: np.ndarray, mask: np.ndarray, voxel_size: VoxelSize, config: InstancesConfig) -> np.ndarray:
     inside = np.where(mask, landscape, 0).astype(np.float32, copy=False)
     return smooth(inside, config.h_nm / 2, voxel_size.zyx) * mask
 

@@ -99,6 +99,21 @@ def test_neck_ratio_setting_decides():
     assert separate_cells(mask, CUBIC, tolerant, cell_diameter_nm=DIAMETER_NM).max() == 1
 
 
+def test_small_alike_parts_are_daughters_and_large_ones_are_not():
+    """The same neck joins two halves of a cell, and does not join two cells."""
+    shape = shape_for(CUBIC, (2000, 3600, 4200))
+    mask = np.zeros(shape, bool)
+    for x in (900, 900 + 1.7 * 800):
+        mask |= ellipsoid(shape, CUBIC, (1000, 1000, x), (800, 800, 800))
+    for x in (900, 900 + 1.7 * 500):
+        mask |= ellipsoid(shape, CUBIC, (1000, 2800, x), (500, 500, 500))
+    labels = separate_cells(mask, CUBIC, CONFIG, cell_diameter_nm=DIAMETER_NM)
+    assert labels.max() == 3
+    assert labels[20, 56, 18] == labels[20, 56, 34] > 0
+    apart = InstancesConfig(daughter_neck_ratio=1)
+    assert separate_cells(mask, CUBIC, apart, cell_diameter_nm=DIAMETER_NM).max() == 4
+
+
 def test_near_markers_are_one():
     mask = two_lobes(CUBIC, 1300)
     assert separate_cells(mask, CUBIC, CONFIG, cell_diameter_nm=1300 / 0.19).max() == 1

@@ -13,6 +13,7 @@ from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
 from cmseg_core.organelles.fusion import FusedProbabilities
 from cmseg_core.organelles.inference import label_cell, predict_sections, predict_volume, segment_cell, tile_spans
 from cmseg_core.organelles.model import OrganelleModel
+from cmseg_core.preprocess.resample import CubeGrid
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
 from tests.organelles.toy import GREYS, TAXONOMY, VOXEL, toy_cell
 
@@ -69,6 +70,24 @@ def test_the_most_certain_direction_wins() -> None:
     assert fused.confidence().item() == round(255 * 0.6 / (0.5 + 0.55 + 0.6))
     assert fused.disagreement(fused.labels()) == 1.0
     assert fused.disagreement(np.zeros((1, 1, 1), np.uint8)) == 0.0
+
+
+def test_outlines_run_between_the_voxels_of_the_cube() -> None:
+    grid = CubeGrid((40, 40, 40), VoxelSize(z=10, y=10, x=10), 16)
+    away = [np.linalg.norm(np.stack(np.indices((n,) * 3)) - (n - 1) / 2, axis=0) * 40 / n for n in (16, 40)]
+    inside = (1 / (1 + np.exp((away[0] - 11) / 2))).astype(np.float32)
+    fused = FusedProbabilities((16, 16, 16), 2, 1)
+    fused.add(0, 0, np.stack([1 - inside, inside], axis=-1))
+    truth = away[1] < 11
+
+    def iou(labels: np.ndarray) -> float:
+        return float(((labels > 0) & truth).sum() / ((labels > 0) | truth).sum())
+
+    labels = fused.labels_on(grid)
+    assert iou(labels) > 0.93 > iou(grid.to_native(fused.labels(), "nearest")) + 0.05
+    confidence = fused.confidence_on(grid, labels)
+    assert confidence.min() >= 127
+    assert confidence[20, 20, 20] == pytest.approx(255 * inside.max(), abs=2)
 
 
 def test_sections_go_back_to_where_they_were_cut(by_grey) -> None:
