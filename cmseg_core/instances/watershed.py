@@ -14,8 +14,8 @@ from cmseg_core.schema import InstancesConfig, VoxelSize
 
 _DAUGHTERS_ALIKE = 0.75
 """Least volume of the lesser daughter over that of the greater."""
-_DAUGHTER_SHARE = 0.60
-"""Largest volume of a daughter over that of the usual cell of the field: a division halves a cell."""
+_DAUGHTER_SHARE = 0.70
+"""Largest volume of a daughter over that of the usual cell of the field: a division halves a cell that has grown."""
 _MARKER_GRID_CELLS = 24
 """Blocks across a cell on the grid where markers are sought: fine enough for the smallest lobe worth a marker."""
 
@@ -35,7 +35,7 @@ def separate_cells(
     the pass between them is less than ``h_nm`` below the lower peak (the h-maxima criterion), when it is above
     ``merge_neck_ratio`` times the lower peak (a dividing pair), or when their peaks are nearer than
     ``marker_distance_fraction`` of a cell. Then the daughters of a division are joined: two parts of like size, neither
-    above 0.6 times the median volume of all parts, whose passage in the distance map of the mask is above
+    above 0.7 times the median volume of all parts, whose passage in the distance map of the mask is above
     ``daughter_neck_ratio`` times the lower peak. A cell that the border of the field cuts is not narrowed by the
     border.
 
