@@ -156,7 +156,9 @@ def random_greys(rng: np.random.Generator, image: NDArray[np.uint8], config: Aug
         height, width = shape[:2]
         factor = rng.uniform(1.5, 3.5)
         small = (width, int(height / factor)) if rng.random() < 0.5 else (int(width / factor), height)
-        out = cv2.resize(cv2.resize(out, small, interpolation=cv2.INTER_AREA), (width, height)).reshape(shape)
+        # One channel at a time: OpenCV shrinks by area at most four at once.
+        planes = [cv2.resize(plane, small, interpolation=cv2.INTER_AREA) for plane in cv2.split(out)]
+        out = np.dstack([cv2.resize(plane, (width, height)) for plane in planes])
     if rng.random() < config.blur:
         out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.3, 1.2)).reshape(shape)
     if rng.random() < config.stripes:

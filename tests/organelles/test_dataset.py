@@ -96,10 +96,11 @@ def test_geometry_moves_image_and_labels_alike() -> None:
     assert 0 < off.mean() < 0.06
 
 
-def test_greys_stay_where_nothing_is_switched_on_and_every_change_changes_something() -> None:
-    image = toy_cell(0).image[16][..., None]
+@pytest.mark.parametrize("channels", [1, 5])
+def test_greys_stay_where_nothing_is_switched_on_and_every_change_changes_something(channels: int) -> None:
+    image = np.moveaxis(toy_cell(0).image[16 : 16 + channels], 0, -1)
     rng = np.random.default_rng(0)
-    np.testing.assert_allclose(random_greys(rng, image, STILL)[..., 0], image[..., 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(random_greys(rng, image, STILL), image / 255, atol=1e-6)
     for name in ("gamma", "contrast", "brightness", "noise"):
         assert np.abs(random_greys(rng, image, STILL.model_copy(update={name: 0.2})) - image / 255).max() > 0.01, name
     for name in ("blur", "coarse", "stripes", "inversion"):
