@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cmseg_core.organelles.dataset import Batch, SectionSampler
 from cmseg_core.organelles.losses import compound_loss, tversky_loss
+from cmseg_core.organelles.optimizer import build_optimizer
 from cmseg_core.schema import Taxonomy
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ def compile_network(network: keras.Model, config: TrainingConfig) -> None:
         "tversky": tversky_loss,
         "focal_tversky": lambda: tversky_loss(gamma=4 / 3),
     }[config.loss]()
-    optimizer = keras.optimizers.AdamW(
-        learning_rate=config.learning_rate, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer = build_optimizer(config.optimizer, config.learning_rate, config.weight_decay, config.clip_norm)
     network.compile(optimizer=optimizer, loss=loss)
 
 

@@ -17,6 +17,7 @@ from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSamp
 from cmseg_core.organelles.epochs import compile_network, run_epochs
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
+from cmseg_core.organelles.optimizer import OptimizerName
 from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
 
 Positive = Annotated[int, Field(ge=1)]
@@ -38,6 +39,8 @@ class TrainingConfig(Frozen):
     steps_per_epoch: Positive = 200
     batch_size: Positive = 8
     """Small batches learn more from as many sections, which is what counts where a processor sets the pace."""
+    optimizer: OptimizerName = "muon"
+    """``muon``: for the kernels of the convolutions, with AdamW for everything else."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     schedule: Literal["cosine", "paper", "constant"] = "cosine"
     """``cosine``: a warm-up over the first 3 %, then down to 1 %. ``paper``: 0.95 times as much each epoch."""
@@ -81,6 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 5,
         "steps_per_epoch": 3024,
         "batch_size": 16,
+        "optimizer": "adamw",
         "learning_rate": 1e-5,
         "schedule": "paper",
         "weight_decay": 0.004,
