@@ -11,32 +11,26 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
-from pydantic import ValidationError
 
-from cmseg_core.errors import InputError
-from cmseg_core.schema import VoxelSize, first_problem
+from flows import cli_learning
 from flows.console import DONE, Console, exit_status, wants
+from flows.options import (
+    Cells,
+    Hard,
+    Json,
+    Seed,
+    Settings,
+    Source,
+    StatedVoxelSize,
+    TruthCells,
+    TruthOrganelles,
+    VoxelSizeOption,
+    stated,
+    to_voxel_size,
+)
 from flows.quiet import QuietImport
-
-Triple = tuple[float, float, float]
-VoxelSizeOption = Annotated[Triple, Parameter(help="Nanometres, z y x.")]
-StatedVoxelSize = Annotated[
-    Triple | None, Parameter(help="Nanometres, z y x; needed where the source does not state it.")
-]
-Source = Annotated[
-    str,
-    Parameter(help="TIFF stack, folder of one-slice images, or a folder that `cmseg phantom` wrote."),
-]
-TruthCells = Annotated[Path | None, Parameter(help="Label stack of the cells: the result is then scored.")]
-TruthOrganelles = Annotated[Path | None, Parameter(help="Label stack of the organelles.")]
-Settings = Annotated[Path | None, Parameter(help="Settings (YAML or JSON), see docs/settings.md.")]
-Cells = Annotated[int, Parameter(help="Number of cells.")]
-Seed = Annotated[int, Parameter(help="The same seed gives the same acquisition.")]
-Hard = Annotated[bool, Parameter(help="Cells pressed into each other in resin as grey as they are.")]
-Json = Annotated[bool, Parameter(help="Print one JSON document on standard output, all else on standard error.")]
 
 app = App(
     name="cmseg",
@@ -49,8 +43,9 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-models = App(name="models", help="The models that are known here.")
-app.command(models)
+app.command(cli_learning.dataset)
+app.command(cli_learning.train)
+app.command(cli_learning.models)
 
 
 def main() -> None:
@@ -89,7 +84,7 @@ def demo(
     from flows.simulate import simulate
 
     console = Console(json)
-    field = simulate(cells=cells, shape=None, voxel_size=_voxel_size(voxel_size), seed=seed, hard=hard, defects=[])
+    field = simulate(cells=cells, shape=None, voxel_size=to_voxel_size(voxel_size), seed=seed, hard=hard, defects=[])
     return run_demo(field, workspace, console)
 
 
@@ -127,7 +122,7 @@ def run(
         Console(json),
         source=source,
         out=out,
-        voxel_size=None if voxel_size is None else _voxel_size(voxel_size),
+        voxel_size=stated(voxel_size),
         truth_cells=truth_cells,
         truth_organelles=truth_organelles,
         config=config,
@@ -166,7 +161,7 @@ def phantom(
     console = Console(json)
     check_new_folder(out.absolute())
     field = simulate(
-        cells=cells, shape=shape, voxel_size=_voxel_size(voxel_size), seed=seed, hard=hard, defects=list(defect)
+        cells=cells, shape=shape, voxel_size=to_voxel_size(voxel_size), seed=seed, hard=hard, defects=list(defect)
     )
     with console.progress(f"rendering {field.shape[0]} sections", field.shape[0]) as advance:
         write(field, out, advance)
@@ -195,7 +190,7 @@ def submit(
     """
     from flows.landing import submit_local
 
-    size = None if voxel_size is None else _voxel_size(voxel_size)
+    size = stated(voxel_size)
     return submit_local(Console(json), source, name, size, truth_cells, truth_organelles)
 
 
@@ -228,107 +223,8 @@ def status(name: str | None = None, /, *, json: Json = False) -> int:
 
 
 @app.command
-def train(
-    dataset: Path,
-    /,
-    *,
-    model: Literal["unet", "sam"] = "unet",
-    preset: str = "starter",
-    config: Path | None = None,
-    validation: Path | None = None,
-    initial: str | None = None,
-    out: Path | None = None,
-    max_minutes: float | None = None,
-    seed: int | None = None,
-    json: Json = False,
-) -> int:
-    """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
-
-    Parameters
-    ----------
-    dataset
-        Folder of acquisitions with truth as `cmseg phantom` writes them, or one of them.
-    model
-        The network for organelles, or the one that finds cells.
-    preset
-        Of the U-Net: starter or paper.
-    config
-        Settings of the training (YAML or JSON) that differ from the preset.
-    validation
-        Another such folder; by default every fifth acquisition, or every fifth cell where there are fewer than five.
-    initial
-        Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
-        models:/name@alias. Its architecture and classes then hold.
-    out
-        New file for the model, besides the registry.
-    max_minutes
-        End the training after so long.
-    seed
-        The same seed and data give the same model on the same machine, unless --max-minutes is given.
-    """
-    from flows.train import train_local
-
-    changes = {name: value for name, value in {"max_minutes": max_minutes, "seed": seed}.items() if value is not None}
-    return train_local(
-        Console(json),
-        model,
-        dataset,
-        preset=preset,
-        config=config,
-        validation=validation,
-        initial=initial,
-        out=out,
-        changes=changes,
-    )
-
-
-@models.command(name="list")
-def list_models(*, json: Json = False) -> int:
-    """List the packaged models and every version in the registry."""
-    from flows.models import show_models
-
-    return show_models(Console(json))
-
-
-@models.command(name="import")
-def import_model(
-    file: Path,
-    /,
-    *,
-    role: Literal["unet", "sam"],
-    name: str | None = None,
-    alias: str | None = None,
-    json: Json = False,
-) -> int:
-    """Register a model file as a new version.
-
-    Parameters
-    ----------
-    file
-        A .keras file that cmseg trained, or weights of a Segment Anything model (.pt, .pth).
-    role
-        What the model is for.
-    name
-        Name in the registry; by default cmseg-unet or cmseg-sam.
-    alias
-        Such as challenger.
-    """
-    from flows.models import import_file
-
-    return import_file(Console(json), file, role, name, alias)
-
-
-@app.command
 def doctor(*, json: Json = False) -> int:
     """Check what works here and what does not: packages, memory, disk, models, GPU, services."""
     from flows.doctor import examine
 
     return examine(Console(json))
-
-
-def _voxel_size(zyx: Triple) -> VoxelSize:
-    try:
-        return VoxelSize.from_zyx(zyx)
-    except ValidationError as error:
-        numbers = " ".join(f"{number:g}" for number in zyx)
-        raise InputError("--voxel-size", f"{numbers}: {first_problem(error)}", "give nanometres, z y x") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -20,16 +21,9 @@ from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
-from flows.labelled import LabelledAcquisition, find_labelled, read_labelled
-from flows.places import tracking_uri
-
-if TYPE_CHECKING:
-    from cmseg_core.foreground.training import LabelledField
-    from cmseg_core.organelles.dataset import LabelledCell
-
-EVERY = 5
-"""Of so many acquisitions (or of so many cells, where there are fewer acquisitions) one is kept for validation."""
-Report = Callable[[str], None]
+from flows.material import Material, Report, find_material, read_cells, read_fields
+from flows.places import store_address, tracking_uri
+from tasks.request import StoreAddress
 
 
 class Trained(Frozen):
@@ -50,15 +44,17 @@ class Trained(Frozen):
     scores: dict[str, Any]
 
 
-class TrainingJob(Frozen):
+@dataclass(frozen=True)
+class TrainingJob:
     """What to train on and where the outcome goes.
 
     Attributes
     ----------
-    dataset : path
-        Folder of labelled acquisitions, or one of them.
-    validation : path, optional
-        Another such folder; by default a fifth of `dataset`.
+    material : Material
+    validation : Material, optional
+        By default a fifth of `material`.
+    store : StoreAddress
+        Where data sets are.
     settings : dict
         Fields of the training's configuration that differ from the preset.
     preset : str
@@ -69,8 +65,9 @@ class TrainingJob(Frozen):
     tracking_uri : str
     """
 
-    dataset: Path
-    validation: Path | None
+    material: Material
+    validation: Material | None
+    store: StoreAddress
     settings: dict[str, Any]
     preset: str
     initial: Path | None
@@ -81,11 +78,11 @@ class TrainingJob(Frozen):
 def train_local(
     console: Console,
     model: Role,
-    dataset: Path,
+    dataset: str,
     *,
     preset: str,
     config: Path | None,
-    validation: Path | None,
+    validation: str | None,
     initial: str | None,
     out: Path | None,
     changes: dict[str, Any],
@@ -100,12 +97,15 @@ def train_local(
     workspace, pipeline = Workspace(), PipelineConfig.from_file(None)
     settings = {**(_settings(config) if config else {}), **changes}
     check_out(out, model)
-    find_labelled(dataset)
+    store = store_address(workspace)
+    material = find_material(dataset, store.open, pipeline)
+    kept = None if validation is None else find_material(validation, store.open, pipeline)
     prepare(workspace)
     uri = tracking_uri(workspace)
     job = TrainingJob(
-        dataset=dataset,
-        validation=validation,
+        material=material,
+        validation=kept,
+        store=store,
         settings=settings,
         preset=preset,
         initial=None if initial is None else _start(initial, model, uri, workspace),
@@ -151,7 +151,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
 
     config = TrainingConfig.of(job.preset, **job.settings)
     initial = None if job.initial is None else load_model(job.initial)
-    cells, held_out = _cells(job, pipeline, report)
+    cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "unet", config.model_dump(mode="json")) as run:
 
@@ -162,7 +162,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
         done = train(
             cells,
             config,
-            pipeline.taxonomy if initial is None else initial.taxonomy,
+            job.material.taxonomy,
             preprocess=pipeline.preprocess,
             validation=held_out,
             on_epoch=on_epoch,
@@ -185,9 +185,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
     from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
     config = SamTrainingConfig.model_validate(job.settings)
-    fields, held_out = (
-        [_on_working_grid(one, pipeline, report) for one in group] for group in _parted(job, find_labelled(job.dataset))
-    )
+    fields, held_out = read_fields(job.material, job.validation, pipeline, report)
     report(f"training on {len(fields)} fields, validation on {len(held_out)}")
     with _tracked(job, "sam", config.model_dump(mode="json")) as run:
 
@@ -201,18 +199,6 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
         facts = {"training": config.model_dump(mode="json"), "fields": len(fields), **scores}
         save = partial(save_sam, trained.network, trained.architecture, facts=facts)
         return _registered(job, "sam", run, scores, save)
-
-
-def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report: Report) -> LabelledField:
-    from cmseg_core.foreground.training import LabelledField
-    from cmseg_core.preprocess.resample import resize, working_shape
-
-    report(f"reading {one.name}")
-    image, cells, _ = read_labelled(one, pipeline.preprocess)
-    pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
-    shape = working_shape(image.shape, one.voxel_size, pixel_nm)
-    interpolation = pipeline.preprocess.interpolation
-    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"))
 
 
 def _described(trained: Trained) -> str:
@@ -241,47 +227,15 @@ def check_out(out: Path | None, role: Role) -> None:
         raise InputError(out, f"cannot be written ({error.strerror})", "choose a folder that can be written") from error
 
 
-def _cells(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> tuple[list[LabelledCell], list[LabelledCell]]:
-    """Cells to train on, and cells to validate with."""
-    fields, held_out = _parted(job, find_labelled(job.dataset))
-    cells = _cut(fields, pipeline, report)
-    if held_out:
-        return cells, _cut(held_out, pipeline, report)
-    return [cell for n, cell in enumerate(cells) if (n + 1) % EVERY], cells[EVERY - 1 :: EVERY]
-
-
-def _parted(
-    job: TrainingJob, fields: list[LabelledAcquisition]
-) -> tuple[list[LabelledAcquisition], list[LabelledAcquisition]]:
-    """Acquisitions to train on, and those kept for validation: none where there are few."""
-    if job.validation is not None:
-        return fields, find_labelled(job.validation)
-    return [field for n, field in enumerate(fields) if (n + 1) % EVERY], fields[EVERY - 1 :: EVERY]
-
-
-def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report: Report) -> list[LabelledCell]:
-    from cmseg_core.organelles.cutting import cut_cells
-
-    cells = []
-    for field in fields:
-        report(f"cutting cells out of {field.name}")
-        image, ids, organelles = read_labelled(field, pipeline.preprocess)
-        margin = pipeline.organelles.margin_nm
-        cells += cut_cells(image, ids, organelles, field.voxel_size, field.stages, margin, field.name)
-    if not cells:
-        raise InputError(fields[0].stack.parent, "holds no cell to learn from", "give a field with whole cells")
-    return cells
-
-
 @contextmanager
 def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[TrainingRun]:
     params = {
-        "dataset": str(job.dataset.absolute()),
+        **job.material.facts,
         "preset": job.preset,
         "initial": str(job.initial or "nothing"),
         **config,
     }
-    with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.dataset.absolute().name, params=params) as run:
+    with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.material.name, params=params) as run:
         yield run
 
 

@@ -1,0 +1,183 @@
+"""The commands of ``cmseg`` that make models: data sets, training, and the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+
+from cmseg_core.schema import Stage
+from flows.console import Console
+from flows.options import Json, StatedVoxelSize, stated
+
+dataset = App(name="dataset", help="Versioned sets of labelled cells.")
+models = App(name="models", help="The models that are known here.")
+
+
+@dataset.command(name="create")
+def create_dataset(name: str, /, *, taxonomy: Path | None = None, json: Json = False) -> int:
+    """Create an empty data set in the store.
+
+    Parameters
+    ----------
+    name
+        Letters, digits, dots, _ and -; new to the store.
+    taxonomy
+        Its classes, JSON or YAML: {"classes": [{"id": 0, "name": "background"}, ...]}, where id 0 is what lies
+        outside; by default those of C. merolae.
+    """
+    from flows.dataset import create_local
+
+    return create_local(Console(json), name, taxonomy)
+
+
+@dataset.command(name="add")
+def add_to_dataset(
+    dataset: str,
+    /,
+    *,
+    image: Path,
+    labels: Path,
+    cells: Path | None = None,
+    stage: Stage | None = None,
+    voxel_size: StatedVoxelSize = None,
+    kind: Literal["cell", "field"] | None = None,
+    name: str | None = None,
+    json: Json = False,
+) -> int:
+    """Add labelled cells, or a labelled field, which makes a new version of the data set.
+
+    Parameters
+    ----------
+    dataset
+        Its name.
+    image
+        TIFF stack, folder of one-slice images, or OME-Zarr. Of the image.tif of a cell in a result of `cmseg run` the
+        origin is kept, and its neighbours are left out as they were there.
+    labels
+        Class ids on the grid of the image. The same image with other labels is a correction: it takes the place of the
+        former in the new version.
+    cells
+        Ids of the cells of a field: every cell becomes a sample, with the stage that an acquisition.json beside the
+        image states.
+    stage
+        Cell-cycle stage of a single cell, 1 to 5.
+    kind
+        cell: brought to the size that the network sees; field: keeps its scale. By default what is labelled in one
+        piece, with the borders free, is a cell.
+    name
+        Of the sample; by default made of folder and file.
+    """
+    from flows.dataset import Labelled, add_local
+
+    given = Labelled(image, labels, cells, stated(voxel_size), stage, kind, name)
+    return add_local(Console(json), dataset, given)
+
+
+@dataset.command(name="show")
+def show_dataset(dataset: str, /, *, picture: Path | None = None, json: Json = False) -> int:
+    """Show what a data set holds, and draw a picture of each class.
+
+    Parameters
+    ----------
+    dataset
+        Its name, or name@version.
+    picture
+        PNG file for the picture; by default in the folder datasets of CMSEG_WORKSPACE.
+    """
+    from flows.dataset import show_local
+
+    return show_local(Console(json), dataset, picture)
+
+
+def train(
+    dataset: str,
+    /,
+    *,
+    model: Literal["unet", "sam"] = "unet",
+    preset: str = "starter",
+    config: Path | None = None,
+    validation: str | None = None,
+    initial: str | None = None,
+    out: Path | None = None,
+    max_minutes: float | None = None,
+    seed: int | None = None,
+    json: Json = False,
+) -> int:
+    """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
+
+    Parameters
+    ----------
+    dataset
+        Data set (name, or name@version for a version other than the latest), or a folder of acquisitions with truth as
+        `cmseg phantom` writes them, or one of those.
+    model
+        The network for organelles, or the one that finds cells.
+    preset
+        Of the U-Net: starter or paper.
+    config
+        Settings of the training (YAML or JSON) that differ from the preset.
+    validation
+        Another one, never trained on; by default every fifth acquisition, or every fifth cell where there are fewer
+        than five acquisitions.
+    initial
+        Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
+        models:/name@alias. Its architecture and classes then hold.
+    out
+        New file for the model, besides the registry.
+    max_minutes
+        End the training after so long.
+    seed
+        The same seed and data give the same model on the same machine, unless --max-minutes is given.
+    """
+    from flows.train import train_local
+
+    changes = {name: value for name, value in {"max_minutes": max_minutes, "seed": seed}.items() if value is not None}
+    return train_local(
+        Console(json),
+        model,
+        dataset,
+        preset=preset,
+        config=config,
+        validation=validation,
+        initial=initial,
+        out=out,
+        changes=changes,
+    )
+
+
+@models.command(name="list")
+def list_models(*, json: Json = False) -> int:
+    """List the packaged models and every version in the registry."""
+    from flows.models import show_models
+
+    return show_models(Console(json))
+
+
+@models.command(name="import")
+def import_model(
+    file: Path,
+    /,
+    *,
+    role: Literal["unet", "sam"],
+    name: str | None = None,
+    alias: str | None = None,
+    json: Json = False,
+) -> int:
+    """Register a model file as a new version.
+
+    Parameters
+    ----------
+    file
+        A .keras file that cmseg trained, or weights of a Segment Anything model (.pt, .pth).
+    role
+        What the model is for.
+    name
+        Name in the registry; by default cmseg-unet or cmseg-sam.
+    alias
+        Such as challenger.
+    """
+    from flows.models import import_file
+
+    return import_file(Console(json), file, role, name, alias)

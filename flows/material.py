@@ -1,0 +1,171 @@
+"""What a training learns from: a data set of the store, or a folder of labelled acquisitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import PipelineConfig, Taxonomy
+from cmseg_core.storage.datasets import Dataset, read_arrays, read_dataset
+from cmseg_core.storage.store import Store
+from flows.labelled import LabelledAcquisition, find_labelled, read_labelled
+
+if TYPE_CHECKING:  # the numeric libraries read the environment, which is prepared once the material is known
+    from cmseg_core.foreground.training import LabelledField
+    from cmseg_core.organelles.dataset import LabelledCell
+
+EVERY = 5
+"""Of so many acquisitions (or of so many cells, where there are fewer acquisitions) one is kept for validation."""
+Report = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where labelled cells come from; nothing is read before it is asked for.
+
+    Attributes
+    ----------
+    place : Dataset or tuple of LabelledAcquisition
+    taxonomy : Taxonomy
+    name : str
+        For people.
+    facts : dict of str to str
+        What identifies it: goes into the record of a training.
+    """
+
+    place: Dataset | tuple[LabelledAcquisition, ...]
+    taxonomy: Taxonomy
+    name: str
+    facts: dict[str, str]
+
+
+def find_material(reference: str, store: Callable[[], Store], pipeline: PipelineConfig) -> Material:
+    """Find a folder of labelled acquisitions, or else a data set of the store.
+
+    Parameters
+    ----------
+    reference : str
+        Path of a folder, or the name of a data set, with ``@version`` for one that is not the latest.
+    store : callable
+        Opens the store.
+    pipeline : PipelineConfig
+
+    Raises
+    ------
+    InputError
+        Where there is neither, or nothing in it.
+    """
+    folder = Path(reference)
+    if folder.exists() or len(folder.parts) != 1:
+        found = tuple(find_labelled(folder))
+        facts = {"dataset": str(folder.absolute())}
+        return Material(found, pipeline.taxonomy, folder.absolute().name, facts)
+    dataset = read_dataset(store(), reference)
+    if not dataset.samples:
+        raise InputError(dataset.reference, "holds no sample", "add labelled cells with `cmseg dataset add`")
+    facts = {"dataset": dataset.reference, "dataset_digest": dataset.digest}
+    return Material(dataset, dataset.taxonomy, dataset.name, facts)
+
+
+def read_cells(
+    material: Material,
+    validation: Material | None,
+    store: Callable[[], Store],
+    pipeline: PipelineConfig,
+    report: Report,
+) -> tuple[list[LabelledCell], list[LabelledCell]]:
+    """Cells to train on, and cells to validate with.
+
+    Without material for validation every fifth acquisition is kept, or every fifth cell where there are fewer than five
+    acquisitions; fewer than five cells are all trained on.
+    """
+    if validation is not None:
+        return _cells(material, store, pipeline, report), _cells(validation, store, pipeline, report)
+    if isinstance(material.place, tuple) and len(material.place) >= EVERY:
+        fields, kept = part(material.place)
+        return _cut(fields, pipeline, report), _cut(kept, pipeline, report)
+    return part(_cells(material, store, pipeline, report))
+
+
+def read_fields(
+    material: Material, validation: Material | None, pipeline: PipelineConfig, report: Report
+) -> tuple[list[LabelledField], list[LabelledField]]:
+    """Fields with the ids of their cells, on the working grid: to train on, and to validate with.
+
+    Raises
+    ------
+    InputError
+        Where the material is a data set of organelles, which knows no ids of cells.
+    """
+    groups = [_acquisitions(material)]
+    groups = [*groups, _acquisitions(validation)] if validation is not None else list(part(groups[0]))
+    fields, kept = ([_on_working_grid(one, pipeline, report) for one in group] for group in groups)
+    return fields, kept
+
+
+def part(items: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Four of every five items, and the fifth."""
+    return [item for n, item in enumerate(items) if (n + 1) % EVERY], list(items[EVERY - 1 :: EVERY])
+
+
+def _acquisitions(material: Material) -> Sequence[LabelledAcquisition]:
+    if isinstance(material.place, Dataset):
+        reason = "is a data set of organelles, which does not tell cells apart"
+        raise InputError(material.place.reference, reason, "give a folder of acquisitions with truth to train SAM")
+    return material.place
+
+
+def _cells(
+    material: Material, store: Callable[[], Store], pipeline: PipelineConfig, report: Report
+) -> list[LabelledCell]:
+    if isinstance(material.place, tuple):
+        return _cut(material.place, pipeline, report)
+    report(f"reading {len(material.place.samples)} samples of {material.place.reference}")
+    return list(_samples(material.place, store(), median=pipeline.preprocess.median_size == 3))
+
+
+def _samples(dataset: Dataset, store: Store, *, median: bool) -> Iterator[LabelledCell]:
+    from cmseg_core.organelles.dataset import LabelledCell
+    from cmseg_core.preprocess.median import median_3x3x3
+
+    for sample in dataset.samples:
+        arrays = read_arrays(store, dataset.name, sample)
+        yield LabelledCell(
+            image=median_3x3x3(arrays["image"]) if median and not sample.denoised else arrays["image"],
+            labels=arrays["labels"],
+            voxel_size=sample.voxel_size,
+            stage=sample.stage,
+            name=sample.name,
+            others=arrays.get("others"),
+            field=sample.kind == "field",
+        )
+
+
+def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report: Report) -> list[LabelledCell]:
+    from cmseg_core.organelles.cutting import cut_cells
+
+    cells = []
+    for field in fields:
+        report(f"cutting cells out of {field.name}")
+        image, ids, organelles = read_labelled(field, pipeline.preprocess)
+        margin = pipeline.organelles.margin_nm
+        cells += cut_cells(image, ids, organelles, field.voxel_size, field.stages, margin, field.name)
+    if fields and not cells:
+        raise InputError(fields[0].stack.parent, "holds no cell to learn from", "give a field with whole cells")
+    return cells
+
+
+def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report: Report) -> LabelledField:
+    from cmseg_core.foreground.training import LabelledField
+    from cmseg_core.preprocess.resample import resize, working_shape
+
+    report(f"reading {one.name}")
+    image, cells, _ = read_labelled(one, pipeline.preprocess)
+    pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
+    shape = working_shape(image.shape, one.voxel_size, pixel_nm)
+    interpolation = pipeline.preprocess.interpolation
+    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"))
