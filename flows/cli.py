@@ -45,6 +45,7 @@ app = App(
 )
 app.command(cli_learning.dataset)
 app.command(cli_learning.train)
+app.command(cli_learning.evaluate)
 app.command(cli_learning.models)
 
 

@@ -9,7 +9,7 @@ from cyclopts import App
 
 from cmseg_core.schema import Stage
 from flows.console import Console
-from flows.options import Json, StatedVoxelSize, stated
+from flows.options import Json, Settings, StatedVoxelSize, stated
 
 dataset = App(name="dataset", help="Versioned sets of labelled cells.")
 models = App(name="models", help="The models that are known here.")
@@ -145,6 +145,28 @@ def train(
         out=out,
         changes=changes,
     )
+
+
+def evaluate(
+    model: str,
+    dataset: str,
+    /,
+    *,
+    config: Settings = None,
+    json: Json = False,
+) -> int:
+    """Score a model for organelles on labelled cells: per class and stage, one direction against three.
+
+    Parameters
+    ----------
+    model
+        packaged, a .keras file, models:/name/version or models:/name@alias.
+    dataset
+        Data set (name, or name@version), or a folder of acquisitions with truth.
+    """
+    from flows.evaluate import evaluate_local
+
+    return evaluate_local(Console(json), model, dataset, config)
 
 
 @models.command(name="list")

@@ -84,11 +84,21 @@ def read_cells(
     acquisitions; fewer than five cells are all trained on.
     """
     if validation is not None:
-        return _cells(material, store, pipeline, report), _cells(validation, store, pipeline, report)
+        return read_all(material, store, pipeline, report), read_all(validation, store, pipeline, report)
     if isinstance(material.place, tuple) and len(material.place) >= EVERY:
         fields, kept = part(material.place)
         return _cut(fields, pipeline, report), _cut(kept, pipeline, report)
-    return part(_cells(material, store, pipeline, report))
+    return part(read_all(material, store, pipeline, report))
+
+
+def read_all(
+    material: Material, store: Callable[[], Store], pipeline: PipelineConfig, report: Report
+) -> list[LabelledCell]:
+    """Every labelled cell of the material."""
+    if isinstance(material.place, tuple):
+        return _cut(material.place, pipeline, report)
+    report(f"reading {len(material.place.samples)} samples of {material.place.reference}")
+    return list(_samples(material.place, store(), median=pipeline.preprocess.median_size == 3))
 
 
 def read_fields(
@@ -117,15 +127,6 @@ def _acquisitions(material: Material) -> Sequence[LabelledAcquisition]:
         reason = "is a data set of organelles, which does not tell cells apart"
         raise InputError(material.place.reference, reason, "give a folder of acquisitions with truth to train SAM")
     return material.place
-
-
-def _cells(
-    material: Material, store: Callable[[], Store], pipeline: PipelineConfig, report: Report
-) -> list[LabelledCell]:
-    if isinstance(material.place, tuple):
-        return _cut(material.place, pipeline, report)
-    report(f"reading {len(material.place.samples)} samples of {material.place.reference}")
-    return list(_samples(material.place, store(), median=pipeline.preprocess.median_size == 3))
 
 
 def _samples(dataset: Dataset, store: Store, *, median: bool) -> Iterator[LabelledCell]:

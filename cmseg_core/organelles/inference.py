@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -112,7 +113,17 @@ def label_cell(
         On the grid of `cell`; background in its neighbours.
     """
     cube = cube_of(cell, model.section_size, preprocess)
-    fused = predict_volume(cube.image, model, config)
+    return on_cell(predict_volume(cube.image, model, config), cell, model, config, preprocess)
+
+
+def on_cell(
+    fused: FusedProbabilities,
+    cell: LabelledCell,
+    model: OrganelleModel,
+    config: OrganellesConfig,
+    preprocess: PreprocessConfig,
+) -> CellSegmentation:
+    """Bring the fused probabilities of a labelled cell or field, on the grid of its cube, to its own grid."""
     if cell.field:
         labels = fused.labels()
         shape, disagreement = cell.image.shape, fused.disagreement(labels)
@@ -154,16 +165,40 @@ def predict_volume(
     FusedProbabilities
     """
     fused = FusedProbabilities(volume.shape, len(model.taxonomy), config.directions, config.fusion)
+    for axis, start, stop, probabilities in section_probabilities(volume, model, config, reach):
+        if probabilities is None:
+            fused.add_background(axis, start, stop)
+        else:
+            fused.add(axis, start, probabilities)
+    return fused
+
+
+def section_probabilities(
+    volume: NDArray[np.uint8],
+    model: OrganelleModel,
+    config: OrganellesConfig,
+    reach: NDArray[np.bool_] | None = None,
+) -> Iterator[tuple[int, int, int, NDArray[np.float32] | None]]:
+    """Class probabilities of the sections of each direction, a batch at a time.
+
+    Parameters are those of :func:`predict_volume`.
+
+    Yields
+    ------
+    axis, start, stop : int
+        Sections `start` to ``stop - 1`` across `axis`; all sections of one direction come before those of the next.
+    probabilities : ndarray of float32, shape (stop - start, height, width, classes), or None
+        None for sections that are background unseen.
+    """
     for axis in range(config.directions):
         length = volume.shape[axis]
         first, last = (0, length) if reach is None else _span(reach, axis)
-        fused.add_background(axis, 0, first)
-        fused.add_background(axis, last, length)
+        yield axis, 0, first, None
+        yield axis, last, length, None
         for start in range(first, last, config.batch_size):
             stop = min(start + config.batch_size, last)
             sections = np.stack([section_stack(volume, axis, i, model.channels) for i in range(start, stop)])
-            fused.add(axis, start, _predict_tiled(sections, model, config.batch_size))
-    return fused
+            yield axis, start, stop, _predict_tiled(sections, model, config.batch_size)
 
 
 def _span(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-COMMANDS = ("demo", "run", "phantom", "submit", "nightly", "status", "dataset", "train", "models", "doctor")
+COMMANDS = ("demo", "run", "phantom", "submit", "nightly", "status", "dataset", "train", "evaluate", "models", "doctor")
 DELIVERED = {
     "manifest.json",
     "volume.ome.zarr",

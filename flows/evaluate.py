@@ -1,0 +1,85 @@
+"""Scoring a model on labelled cells from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cmseg_core.errors import InputError
+from cmseg_core.evaluation.tables import class_table, format_table
+from cmseg_core.schema import PipelineConfig, Taxonomy, Workspace
+from cmseg_core.tracking.registry import resolve_model
+from flows.console import DONE, Console
+from flows.environment import prepare
+from flows.material import find_material, read_all
+from flows.places import store_address, tracking_uri
+
+
+def evaluate_local(console: Console, model: str, dataset: str, config: Path | None) -> int:
+    """Score as ``cmseg evaluate`` is asked to, and print the tables.
+
+    Raises
+    ------
+    InputError
+        Where the model or the data set cannot be used, or they differ in their classes.
+    """
+    workspace, pipeline = Workspace(), PipelineConfig.from_file(config)
+    store = store_address(workspace)
+    material = find_material(dataset, store.open, pipeline)
+    prepare(workspace)
+    resolved = resolve_model(model, "unet", tracking_uri(workspace), workspace.workspace / "models")
+    from cmseg_core.evaluation.trials import score_cell, summarise
+    from cmseg_core.organelles.model import load_model
+    from cmseg_core.organelles.trial import try_cell
+
+    network = load_model(resolved.path)
+    if network.taxonomy.names != material.taxonomy.names:
+        reason = f"knows the classes {', '.join(network.taxonomy.names)}"
+        mend = f"the data set has {', '.join(material.taxonomy.names)}: score on one of the same classes"
+        raise InputError(model, reason, mend)
+    cells = read_all(material, store.open, pipeline, console.say)
+    records = []
+    with console.progress(f"scoring {len(cells)} cells", len(cells)) as advance:
+        for cell in cells:
+            trial = try_cell(cell, network, pipeline.organelles, pipeline.preprocess)
+            records.append(
+                score_cell(
+                    cell.labels,
+                    trial.fused,
+                    trial.single,
+                    trial.uncalibrated,
+                    network.taxonomy,
+                    cell.voxel_size,
+                    name=cell.name,
+                    stage=cell.stage,
+                )
+            )
+            advance(1)
+    scores = summarise(records, network.taxonomy)
+    facts = {
+        "model": {"reference": model, "sha256": resolved.sha256},
+        **material.facts,
+        "temperature": network.temperature,
+    }
+    console.result({**facts, **scores}, described(scores, network.taxonomy))
+    return DONE
+
+
+def described(scores: dict[str, Any], taxonomy: Taxonomy) -> str:
+    """The scores of a model as tables: by class, and one direction against three by stage as in the paper's Table 3."""
+    rows = []
+    for c in taxonomy.foreground:
+        ends, cell = scores["intervals"][c.name], scores["per_cell"][c.name]
+        span = "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
+        one, three = (scores["directions"][way][c.name] for way in ("one", "three"))
+        right = cell["right_counts"]
+        rows.append((c.name, one, three, span, scores["dice"][c.name], cell["hd95_nm"], cell["assd_nm"],
+                     cell["volume_ratio"], right))  # fmt: skip
+    head = ("class", "1 dir.", "3 dir.", "95 %", "Dice", "HD95 nm", "ASSD nm", "volume", "counts")
+    parts = [f"{len(scores['cells'])} cells, IoU pooled over them", "", format_table(head, rows)]
+    if scores["per_stage"]:
+        parts += ["", class_table({f"stage {stage}": iou for stage, iou in scores["per_stage"].items()})]
+    errors = scores["calibration"]
+    before, after = ("-" if (e := errors[key]) is None else f"{e:.3f}" for key in ("error_before", "error_after"))
+    parts += ["", f"expected calibration error {before}, with the model's temperature {after}"]
+    return "\n".join(parts)
