@@ -100,6 +100,8 @@ def train(
     config: Path | None = None,
     validation: str | None = None,
     initial: str | None = None,
+    case: int | None = None,
+    all_cases: bool = False,
     out: Path | None = None,
     max_minutes: float | None = None,
     seed: int | None = None,
@@ -124,6 +126,10 @@ def train(
     initial
         Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
         models:/name@alias. Its architecture and classes then hold.
+    case
+        Of six cases of a cross-validation, 1 to 6: each leaves out one cell of every stage.
+    all_cases
+        Train and score every case: prints the cells and sections of each, and the scores over all of them.
     out
         New file for the model, besides the registry.
     max_minutes
@@ -142,6 +148,8 @@ def train(
         config=config,
         validation=validation,
         initial=initial,
+        case=case,
+        all_cases=all_cases,
         out=out,
         changes=changes,
     )
@@ -153,6 +161,7 @@ def evaluate(
     /,
     *,
     config: Settings = None,
+    case: int | None = None,
     json: Json = False,
 ) -> int:
     """Score a model for organelles on labelled cells: per class and stage, one direction against three.
@@ -163,10 +172,12 @@ def evaluate(
         packaged, a .keras file, models:/name/version or models:/name@alias.
     dataset
         Data set (name, or name@version), or a folder of acquisitions with truth.
+    case
+        Score only with the cells that this case of the cross-validation leaves out, 1 to 6.
     """
     from flows.evaluate import evaluate_local
 
-    return evaluate_local(Console(json), model, dataset, config)
+    return evaluate_local(Console(json), model, dataset, config, case)
 
 
 @models.command(name="list")

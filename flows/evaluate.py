@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table, format_table
@@ -11,11 +12,16 @@ from cmseg_core.schema import PipelineConfig, Taxonomy, Workspace
 from cmseg_core.tracking.registry import resolve_model
 from flows.console import DONE, Console
 from flows.environment import prepare
-from flows.material import find_material, read_all
+from flows.material import find_material, read_all, read_case
 from flows.places import store_address, tracking_uri
 
+if TYPE_CHECKING:
+    from cmseg_core.evaluation.trials import CellRecord
+    from cmseg_core.organelles.dataset import LabelledCell
+    from cmseg_core.organelles.model import OrganelleModel
 
-def evaluate_local(console: Console, model: str, dataset: str, config: Path | None) -> int:
+
+def evaluate_local(console: Console, model: str, dataset: str, config: Path | None, case: int | None) -> int:
     """Score as ``cmseg evaluate`` is asked to, and print the tables.
 
     Raises
@@ -28,33 +34,19 @@ def evaluate_local(console: Console, model: str, dataset: str, config: Path | No
     material = find_material(dataset, store.open, pipeline)
     prepare(workspace)
     resolved = resolve_model(model, "unet", tracking_uri(workspace), workspace.workspace / "models")
-    from cmseg_core.evaluation.trials import score_cell, summarise
+    from cmseg_core.evaluation.trials import summarise
     from cmseg_core.organelles.model import load_model
-    from cmseg_core.organelles.trial import try_cell
 
     network = load_model(resolved.path)
     if network.taxonomy.names != material.taxonomy.names:
         reason = f"knows the classes {', '.join(network.taxonomy.names)}"
         mend = f"the data set has {', '.join(material.taxonomy.names)}: score on one of the same classes"
         raise InputError(model, reason, mend)
-    cells = read_all(material, store.open, pipeline, console.say)
-    records = []
-    with console.progress(f"scoring {len(cells)} cells", len(cells)) as advance:
-        for cell in cells:
-            trial = try_cell(cell, network, pipeline.organelles, pipeline.preprocess)
-            records.append(
-                score_cell(
-                    cell.labels,
-                    trial.fused,
-                    trial.single,
-                    trial.uncalibrated,
-                    network.taxonomy,
-                    cell.voxel_size,
-                    name=cell.name,
-                    stage=cell.stage,
-                )
-            )
-            advance(1)
+    if case is None:
+        cells = read_all(material, store.open, pipeline, console.say)
+    else:
+        _, cells = read_case(material, case, store.open, pipeline, console.say)
+    records = score_cells(cells, network, pipeline, console)
     scores = summarise(records, network.taxonomy)
     facts = {
         "model": {"reference": model, "sha256": resolved.sha256},
@@ -63,6 +55,33 @@ def evaluate_local(console: Console, model: str, dataset: str, config: Path | No
     }
     console.result({**facts, **scores}, described(scores, network.taxonomy))
     return DONE
+
+
+def score_cells(
+    cells: Sequence[LabelledCell], model: OrganelleModel, pipeline: PipelineConfig, console: Console
+) -> list[CellRecord]:
+    """Label cells anew in every way that is compared, and score what comes out."""
+    from cmseg_core.evaluation.trials import score_cell
+    from cmseg_core.organelles.trial import try_cell
+
+    records = []
+    with console.progress(f"scoring {len(cells)} cells", len(cells)) as advance:
+        for cell in cells:
+            trial = try_cell(cell, model, pipeline.organelles, pipeline.preprocess)
+            records.append(
+                score_cell(
+                    cell.labels,
+                    trial.fused,
+                    trial.single,
+                    trial.uncalibrated,
+                    model.taxonomy,
+                    cell.voxel_size,
+                    name=cell.name,
+                    stage=cell.stage,
+                )
+            )
+            advance(1)
+    return records
 
 
 def described(scores: dict[str, Any], taxonomy: Taxonomy) -> str:

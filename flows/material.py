@@ -101,6 +101,25 @@ def read_all(
     return list(_samples(material.place, store(), median=pipeline.preprocess.median_size == 3))
 
 
+def read_case(
+    material: Material, case: int, store: Callable[[], Store], pipeline: PipelineConfig, report: Report
+) -> tuple[list[LabelledCell], list[LabelledCell]]:
+    """Cells that a case of the cross-validation trains on, and those that it is scored with.
+
+    Raises
+    ------
+    InputError
+        Where there is no such case, or there are too few cells.
+    """
+    from cmseg_core.organelles.folds import CASES, cross_validation
+
+    if not 1 <= case <= CASES:
+        raise InputError("--case", f"{case} is not a case", f"give 1 to {CASES}")
+    cells = read_all(material, store, pipeline, report)
+    fold = cross_validation([cell.stage for cell in cells])[case - 1]
+    return [cells[i] for i in fold.training], [cells[i] for i in fold.validation]
+
+
 def read_fields(
     material: Material, validation: Material | None, pipeline: PipelineConfig, report: Report
 ) -> tuple[list[LabelledField], list[LabelledField]]:

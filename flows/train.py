@@ -21,7 +21,7 @@ from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
-from flows.material import Material, Report, find_material, read_cells, read_fields
+from flows.material import Material, Report, find_material, read_case, read_cells, read_fields
 from flows.places import store_address, tracking_uri
 from tasks.request import StoreAddress
 
@@ -60,6 +60,8 @@ class TrainingJob:
     preset : str
     initial : path, optional
         Model file whose weights a U-Net starts from.
+    case : int, optional
+        Of a cross-validation: leaves out the cells that the case is scored with.
     out : path, optional
         File that the model is written to, besides the registry.
     tracking_uri : str
@@ -71,6 +73,7 @@ class TrainingJob:
     settings: dict[str, Any]
     preset: str
     initial: Path | None
+    case: int | None
     out: Path | None
     tracking_uri: str
 
@@ -84,6 +87,8 @@ def train_local(
     config: Path | None,
     validation: str | None,
     initial: str | None,
+    case: int | None,
+    all_cases: bool,
     out: Path | None,
     changes: dict[str, Any],
 ) -> int:
@@ -97,6 +102,8 @@ def train_local(
     workspace, pipeline = Workspace(), PipelineConfig.from_file(None)
     settings = {**(_settings(config) if config else {}), **changes}
     check_out(out, model)
+    if case is not None or all_cases:
+        _check_cases(model, case, all_cases, validation, out)
     store = store_address(workspace)
     material = find_material(dataset, store.open, pipeline)
     kept = None if validation is None else find_material(validation, store.open, pipeline)
@@ -109,16 +116,35 @@ def train_local(
         settings=settings,
         preset=preset,
         initial=None if initial is None else _start(initial, model, uri, workspace),
+        case=case,
         out=out,
         tracking_uri=uri,
     )
     try:
+        if all_cases:
+            from flows.cross_validate import cross_validate
+
+            document, text = cross_validate(job, pipeline, console)
+            console.result(document, text)
+            return DONE
         trained = (train_unet if model == "unet" else train_sam_model)(job, pipeline, console.say)
     except ValidationError as error:
         mend = "use the names and ranges of the training's settings"
         raise InputError(config or "training", first_problem(error), mend) from error
     console.result(trained.model_dump(mode="json"), _described(trained))
     return DONE
+
+
+def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str | None, out: Path | None) -> None:
+    option = "--all-cases" if all_cases else "--case"
+    if model != "unet":
+        raise InputError(option, "cannot be used with --model sam", "leave it out")
+    if validation is not None:
+        raise InputError(option, "chooses the cells for validation itself", "leave --validation out")
+    if all_cases and (case is not None or out is not None):
+        raise InputError(
+            option, "trains a model for each case", "leave --case and --out out; the registry has them all"
+        )
 
 
 def _start(initial: str, role: Role, uri: str, workspace: Workspace) -> Path:
@@ -151,7 +177,10 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
 
     config = TrainingConfig.of(job.preset, **job.settings)
     initial = None if job.initial is None else load_model(job.initial)
-    cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
+    if job.case is None:
+        cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
+    else:  # what a case is scored with may not choose its weights
+        (cells, _), held_out = read_case(job.material, job.case, job.store.open, pipeline, report), []
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "unet", config.model_dump(mode="json")) as run:
 
@@ -232,6 +261,7 @@ def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[T
     params = {
         **job.material.facts,
         "preset": job.preset,
+        **({} if job.case is None else {"case": job.case}),
         "initial": str(job.initial or "nothing"),
         **config,
     }
@@ -248,7 +278,14 @@ def _registered(
         save(path)
         if job.out is not None:
             _copy(path, job.out)
-        version = register_file(path, name, role, job.tracking_uri, alias=CHALLENGER, run_id=run.run_id)
+        version = register_file(
+            path,
+            name,
+            role,
+            job.tracking_uri,
+            alias=CHALLENGER if job.case is None else f"case-{job.case}",
+            run_id=run.run_id,
+        )
     return Trained(model=f"models:/{name}/{version}", run_id=run.run_id, scores=scores)
 
 

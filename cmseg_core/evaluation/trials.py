@@ -112,17 +112,18 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
     -------
     dict
         ``iou`` and ``dice`` by class, pooled over all cells, and ``mean_iou`` of the foreground; ``intervals`` of the
-        IoU (95 %, bootstrap over cells); ``per_stage`` and ``stage_intervals``; ``directions`` with ``one`` (across z,
-        as the paper's single direction), ``three`` and each of ``z``, ``y``, ``x``; ``per_cell`` with mean and standard
-        deviation of IoU, HD95 and mean surface distance in nm, and the errors of volume and count; ``calibration``;
-        ``cells`` with the IoU of each.
+        IoU (95 %, bootstrap over cells); ``per_stage``, with ``stage_intervals`` and ``per_stage_one`` of one
+        direction; ``directions`` with ``one`` (across z, as the paper's single direction), ``three`` and each of
+        ``z``, ``y``, ``x``; ``per_cell`` with mean and standard deviation of the IoU, HD95 and mean surface distance
+        in nm, the found over the true volume and the share of right counts; ``calibration``; ``cells`` with the IoU of
+        each.
     """
     names = taxonomy.names
     iou = _pooled([record.table for record in records], names)
     counts = ClassCounts(taxonomy)
     for record in records:
         counts.table += record.table
-    by_stage = {stage: [r for r in records if r.stage == stage] for stage in STAGES}
+    by_stage = {str(stage): [r for r in records if r.stage == stage] for stage in STAGES}
     by_stage = {stage: group for stage, group in by_stage.items() if group}
     single = [_pooled([r.single[axis] for r in records], names) for axis in range(3)]
     return {
@@ -130,11 +131,9 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
         "dice": counts.dice(),
         "mean_iou": _mean([iou[c.name] for c in taxonomy.foreground]),
         "intervals": _intervals(records, names),
-        "per_stage": {
-            str(stage): _named(pooled_iou(np.sum([r.table for r in group], axis=0)), names)
-            for stage, group in by_stage.items()
-        },
-        "stage_intervals": {str(stage): _intervals(group, names) for stage, group in by_stage.items()},
+        "per_stage": {stage: _pooled([r.table for r in group], names) for stage, group in by_stage.items()},
+        "per_stage_one": {stage: _pooled([r.single[0] for r in group], names) for stage, group in by_stage.items()},
+        "stage_intervals": {stage: _intervals(group, names) for stage, group in by_stage.items()},
         "directions": {"one": single[0], "three": iou, **dict(zip(DIRECTIONS, single, strict=True))},
         "per_cell": _per_cell(records, taxonomy),
         "calibration": _calibration(records),
