@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import keras
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
@@ -133,7 +134,8 @@ def train(
         Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
         ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
     initial : OrganelleModel, optional
-        Start from its weights (fine-tuning); its architecture then replaces the one of `config`.
+        Start from its weights (fine-tuning); its architecture then replaces the one of `config`, but for `channels`
+        where that is larger: the sections beyond those it knows then begin without weight.
 
     Returns
     -------
@@ -164,7 +166,7 @@ def train(
     with precision(config.precision):
         network = build_unet(**architecture)
     if initial is not None:
-        network.set_weights(initial.network.get_weights())
+        network.set_weights(_widened(initial, channels))
     compile_network(network, config)
 
     history, best = run_epochs(network, sampler, held_out, config, taxonomy, on_epoch)
@@ -198,7 +200,15 @@ def _architecture(config: TrainingConfig, taxonomy: Taxonomy, initial: Organelle
         raise InputError("initial model", reason, f"start from a model of {', '.join(taxonomy.names)}, or from none")
     if "architecture" not in initial.metadata:
         raise InputError("initial model", "does not state its architecture", "start from a model that cmseg trained")
-    return dict(initial.metadata["architecture"])
+    known = dict(initial.metadata["architecture"])
+    return {**known, "channels_in": max(config.channels, known["channels_in"])}
+
+
+def _widened(initial: OrganelleModel, channels: int) -> list[NDArray[Any]]:
+    """Weights of a model whose first convolution sees `channels` sections, of which it minds those it minded before."""
+    kernel, *rest = initial.network.get_weights()
+    beyond = (channels - initial.channels) // 2
+    return [np.pad(kernel, ((0, 0), (0, 0), (beyond, beyond), (0, 0))), *rest]
 
 
 def _section_size(config: TrainingConfig, initial: OrganelleModel | None) -> int:

@@ -155,6 +155,24 @@ def test_fine_tuning_starts_from_the_given_weights(once) -> None:
         train([toy_cell(2)], still, C_MEROLAE, preprocess=PLAIN, initial=once[0].model)
 
 
+def test_a_model_that_comes_to_see_more_sections_says_the_same_at_first(once) -> None:
+    still = {"learning_rate": 1e-12, "weight_decay": 0, "epochs": 1, "steps_per_epoch": 1, "channels": 5}
+    narrow = once[0].model
+    wide = train([toy_cell(2)], TINY.model_copy(update=still), TAXONOMY, preprocess=PLAIN, initial=narrow).model
+    assert (narrow.channels, wide.channels) == (1, 5)
+    sections = np.random.default_rng(0).random((2, 32, 32, 5), dtype=np.float32)
+    before, after = narrow.network.get_weights()[0], wide.network.get_weights()[0]
+    np.testing.assert_allclose(after[:, :, 2:3], before, atol=1e-6)
+    assert np.abs(np.delete(after, 2, axis=2)).max() < 1e-6
+    wide.network.set_weights([after, *narrow.network.get_weights()[1:]])  # the statistics of the one step aside
+    expected = narrow.network.predict_on_batch(sections[..., 2:3])
+    np.testing.assert_allclose(wide.network.predict_on_batch(sections), expected, atol=1e-4)
+    again = train(
+        [toy_cell(2)], TINY.model_copy(update={**still, "channels": 1}), TAXONOMY, preprocess=PLAIN, initial=wide
+    )
+    assert again.model.channels == 5
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_gives_a_plain_network(policy: str) -> None:
     result = train(
