@@ -125,7 +125,7 @@ def train(
         than five acquisitions.
     initial
         Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
-        models:/name@alias. Its architecture and classes then hold.
+        models:/name@alias. Its architecture and classes then hold; only `channels` may be raised.
     case
         Of six cases of a cross-validation, 1 to 6: each leaves out one cell of every stage.
     all_cases

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import keras
@@ -19,6 +19,7 @@ from cmseg_core.organelles.epochs import compile_network, run_epochs
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.optimizer import OptimizerName
+from cmseg_core.organelles.trial import directions_on
 from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
 
 Positive = Annotated[int, Field(ge=1)]
@@ -162,7 +163,8 @@ def train(
         augmentation=config.augmentation,
         channels=channels,
     )
-    held_out = _validation_batches([cube_of(c, size, preprocess) for c in validation], config, taxonomy, size, channels)
+    held_out_cubes = [cube_of(cell, size, preprocess) for cell in validation]
+    held_out = _validation_batches(held_out_cubes, config, taxonomy, size, channels)
     with precision(config.precision):
         network = build_unet(**architecture)
     if initial is not None:
@@ -171,7 +173,6 @@ def train(
 
     history, best = run_epochs(network, sampler, held_out, config, taxonomy, on_epoch)
     plain = _in_float32(architecture, best)
-    temperature = fit_temperature(plain, held_out) if held_out else 1.0
     metadata = {
         "architecture": architecture,
         "training": config.model_dump(mode="json"),
@@ -182,7 +183,10 @@ def train(
         "best": max(history, key=lambda row: row.get("mean_iou") or 0.0) if held_out else history[-1],
         "fine_tuned": initial is not None,
     }
-    return TrainingResult(OrganelleModel(plain, taxonomy, size, temperature, metadata), history)
+    model = OrganelleModel(plain, taxonomy, size, 1.0, metadata)
+    if held_out_cubes:
+        model = replace(model, temperature=fit_temperature(*directions_on(model, held_out_cubes)))
+    return TrainingResult(model, history)
 
 
 def _architecture(config: TrainingConfig, taxonomy: Taxonomy, initial: OrganelleModel | None) -> dict[str, Any]:

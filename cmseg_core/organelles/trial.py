@@ -1,11 +1,15 @@
-"""A labelled cell labelled anew in every way that is compared: each direction, all three, and uncalibrated."""
+"""Labelled cells labelled anew in every way that is compared: each direction, all three, and uncalibrated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cmseg_core.organelles.calibration import apply_temperature
-from cmseg_core.organelles.dataset import LabelledCell, cube_of
+from cmseg_core.organelles.dataset import Cube, LabelledCell, cube_of
 from cmseg_core.organelles.fusion import FusedProbabilities
 from cmseg_core.organelles.inference import CellSegmentation, on_cell, section_probabilities
 from cmseg_core.organelles.model import OrganelleModel
@@ -68,3 +72,49 @@ def try_cell(
         return on_cell(one, cell, model, config, preprocess)
 
     return Trial(finished(fused), tuple(finished(one) for one in single), finished(uncalibrated))
+
+
+def directions_on(
+    model: OrganelleModel, cubes: Sequence[Cube], seed: int = 0, cells: int = 16, voxels: int = 200_000
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What each direction says of held-out voxels, for the fit of a temperature.
+
+    Parameters
+    ----------
+    model : OrganelleModel
+        Its own temperature is left out.
+    cubes : sequence of Cube
+        Labelled cells on the grid of the network; from a larger field its middle is taken.
+    seed : int
+        Of the draw of cells and voxels.
+    cells, voxels : int
+        At most so many are looked at.
+
+    Returns
+    -------
+    probabilities : ndarray of float32, shape (voxels, 3, classes)
+    truth : ndarray of uint8, shape (voxels,)
+        Of voxels that the truth or a direction calls foreground.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(cubes))[:cells]
+    raw, config = replace(model, temperature=1.0), OrganellesConfig(directions=3)
+    said, truth = [], []
+    for number in chosen:
+        middle = tuple(_middle(edge, model.section_size) for edge in cubes[number].labels.shape)
+        image, labels = np.ascontiguousarray(cubes[number].image[middle]), cubes[number].labels[middle]
+        opinions = np.zeros((3, *labels.shape, len(model.taxonomy)), dtype=np.float32)
+        for axis, start, stop, probabilities in section_probabilities(image, raw, config):
+            if probabilities is not None:
+                np.moveaxis(opinions[axis], axis, 0)[start:stop] = probabilities
+        places = np.argwhere((labels > 0) | (opinions.argmax(axis=-1) > 0).any(axis=0))
+        places = places[rng.permutation(len(places))[: voxels // len(chosen)]]
+        z, y, x = places.T
+        said.append(opinions[:, z, y, x].swapaxes(0, 1))
+        truth.append(labels[z, y, x])
+    return np.concatenate(said), np.concatenate(truth)
+
+
+def _middle(edge: int, size: int) -> slice:
+    start = max(edge - size, 0) // 2
+    return slice(start, start + min(edge, size))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cmseg_core.errors import InputError
-from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
 from cmseg_core.organelles.fusion import FusedProbabilities
 from cmseg_core.organelles.inference import label_cell, predict_sections, predict_volume, segment_cell, tile_spans
 from cmseg_core.organelles.model import OrganelleModel
@@ -173,19 +172,6 @@ def test_batches_are_filled_up_to_one_size(by_grey) -> None:
 
     found = predict_sections(sections, replace(by_grey, network=Watched()), 12)
     assert seen == [(12, 32, 32, 1)] and found.shape == (5, 32, 32, 4)
-
-
-def test_temperature_softens_and_is_found_again(by_grey) -> None:
-    rng = np.random.default_rng(0)
-    images = rng.random((4, 32, 32, 1), dtype=np.float32)
-    certain = by_grey.network.predict_on_batch(images)
-    soft = apply_temperature(certain, 2.0)
-    np.testing.assert_allclose(soft.sum(axis=-1), 1, atol=1e-5)
-    assert soft.max(axis=-1).mean() < certain.max(axis=-1).mean()
-    assert apply_temperature(certain, 1.0) is certain
-    # Labels drawn from the softened probabilities: the temperature that made them is the best one.
-    drawn = (soft.cumsum(axis=-1) < rng.random((4, 32, 32, 1))).sum(axis=-1).clip(0, 3).astype(np.int32)
-    assert fit_temperature(by_grey.network, [(images, drawn)]) == pytest.approx(2.0, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from cmseg_core.organelles.inference import label_cell
+from cmseg_core.organelles.dataset import cube_of
+from cmseg_core.organelles.inference import label_cell, predict_sections
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import build_unet
-from cmseg_core.organelles.trial import try_cell
+from cmseg_core.organelles.trial import directions_on, try_cell
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig
 from tests.organelles.toy import TAXONOMY, toy_cell
 
@@ -23,3 +24,16 @@ def test_every_way_is_what_the_pipeline_would_give() -> None:
     np.testing.assert_array_equal(trial.uncalibrated.confidence, raw.confidence)
     assert (raw.confidence != fused.confidence).any()
     assert len({way.confidence.tobytes() for way in trial.single}) == 3
+
+
+def test_voxels_are_told_with_what_each_direction_says_of_them() -> None:
+    model = OrganelleModel(build_unet(len(TAXONOMY), 32, width=4, depth=2), TAXONOMY, 32, temperature=0.5)
+    cubes = [cube_of(toy_cell(seed), 32, PreprocessConfig()) for seed in range(2)]
+    said, truth = directions_on(model, cubes, voxels=4000)
+    assert said.shape == (4000, 3, len(TAXONOMY))
+    np.testing.assert_allclose(said.sum(axis=-1), 1, atol=1e-4)
+    assert set(np.unique(truth)) >= {1, 2}
+    raw = replace(model, temperature=1.0)
+    along_z = np.concatenate([predict_sections(cube.image[..., None], raw, 32).reshape(-1, 4) for cube in cubes])
+    nearest = [np.abs(along_z - row).max(axis=1).min() for row in said[:50, 0]]
+    assert max(nearest) < 1e-5, "the first direction is the one across z"
