@@ -99,7 +99,8 @@ def train_local(
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    workspace, pipeline = Workspace(), PipelineConfig.from_file(None)
+    # Images are prepared as the preset has them; score such a model with the same preset of the pipeline.
+    workspace, pipeline = Workspace(), PipelineConfig(preset="paper") if preset == "paper" else PipelineConfig()
     settings = {**(_settings(config) if config else {}), **changes}
     check_out(out, model)
     if case is not None or all_cases:
@@ -107,7 +108,7 @@ def train_local(
     store = store_address(workspace)
     material = find_material(dataset, store.open, pipeline)
     kept = None if validation is None else find_material(validation, store.open, pipeline)
-    prepare(workspace)
+    prepare(workspace, training=True)
     uri = tracking_uri(workspace)
     job = TrainingJob(
         material=material,

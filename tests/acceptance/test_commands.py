@@ -206,6 +206,7 @@ def test_a_fault_of_ours_is_one_line_and_a_file(cmseg: Callable[..., Any], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1900)
 def test_demo(cmseg: Callable[..., Any], packaged_models: None, tmp_path: Path) -> None:
     """The whole product, with the packaged models, twice: the second demonstration stands beside the first."""
     command = ("demo", "--workspace", tmp_path, "--cells", 5, "--voxel-size", 60, 45, 45, "--json")
@@ -233,6 +234,7 @@ def _weed_processes(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1900)
 def test_a_real_acquisition(
     cmseg: Callable[..., Any], packaged_models: None, real_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
