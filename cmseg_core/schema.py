@@ -271,7 +271,7 @@ class OrganellesConfig(Frozen):
     """Organelles of one cell."""
 
     directions: Literal[1, 3] = 3
-    fusion: Literal["maximum", "mean"] = "maximum"
+    fusion: Literal["maximum", "mean"] = "mean"
     """Per voxel and class over the directions. The paper's rule is the maximum."""
     filter: Literal["median", "majority", "none"] = "median"
     """3 x 3 x 3 filter of the class ids after fusion. The paper's is the median."""

@@ -20,7 +20,7 @@ from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.optimizer import OptimizerName
 from cmseg_core.organelles.trial import directions_on
-from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
+from cmseg_core.schema import Frozen, OrganellesConfig, PreprocessConfig, Taxonomy, first_problem
 
 Positive = Annotated[int, Field(ge=1)]
 VALIDATION_SEED = 982_451_653
@@ -185,7 +185,9 @@ def train(
     }
     model = OrganelleModel(plain, taxonomy, size, 1.0, metadata)
     if held_out_cubes:
-        model = replace(model, temperature=fit_temperature(*directions_on(model, held_out_cubes)))
+        model = replace(
+            model, temperature=fit_temperature(*directions_on(model, held_out_cubes), OrganellesConfig().fusion)
+        )
     return TrainingResult(model, history)
 
 
