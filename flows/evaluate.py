@@ -62,6 +62,7 @@ def score_cells(
 ) -> list[CellRecord]:
     """Label cells anew in every way that is compared, and score what comes out."""
     from cmseg_core.evaluation.trials import score_cell
+    from cmseg_core.morphology.review import review_score
     from cmseg_core.organelles.trial import try_cell
 
     records = []
@@ -78,6 +79,7 @@ def score_cells(
                     cell.voxel_size,
                     name=cell.name,
                     stage=cell.stage,
+                    review_score=review_score(trial.fused.expected_iou, model.taxonomy),
                 )
             )
             advance(1)
@@ -101,4 +103,9 @@ def described(scores: dict[str, Any], taxonomy: Taxonomy) -> str:
     errors = scores["calibration"]
     before, after = ("-" if (e := errors[key]) is None else f"{e:.3f}" for key in ("error_before", "error_after"))
     parts += ["", f"expected calibration error {before}, with the model's temperature {after}"]
+    review = scores["review"]
+    parts += [
+        f"review score: {review['worst_fifth_found']:.0%} of the worst fifth of the cells in the first fifth; "
+        f"area under the risk-coverage curve {review['aurc']:.3f}, in random order {review['aurc_random']:.3f}"
+    ]
     return "\n".join(parts)

@@ -13,7 +13,7 @@ from cmseg_core.storage.stages import StageRef
 from tasks.request import StoreAddress
 from tasks.stage import HOUR, RESUMABLE, opened, stage_output
 
-REVISION = 1
+REVISION = 2
 
 
 @task(name="measure", task_run_name="measure-{region.cell_id}", timeout_seconds=HOUR, **RESUMABLE)
@@ -33,8 +33,8 @@ def measure(
     if not output.complete:
         found = opened(labelled, store)
         labels, confidence = (np.asarray(found.array(name)[:]) for name in ("labels", "confidence"))
-        disagreement = found.summary["disagreement"]
-        row = measure_cell(labels, confidence, taxonomy, voxel_size, region, origin, disagreement=disagreement)
+        judged = {name: found.summary[name] for name in ("disagreement", "expected_iou")}
+        row = measure_cell(labels, confidence, taxonomy, voxel_size, region, origin, **judged)
         output.write_json("row.json", row)
         output.write_bytes("model.glb", cell_scene(labels, taxonomy, voxel_size, origin, mesh))
         output.commit()

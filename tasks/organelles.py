@@ -13,7 +13,7 @@ from tasks.models import organelle_model
 from tasks.request import StoreAddress
 from tasks.stage import HOUR, RESUMABLE, opened, stage_output, volume_shape
 
-REVISION = 2
+REVISION = 3
 
 
 @task(name="organelles", task_run_name="organelles-{region.cell_id}", timeout_seconds=HOUR, **RESUMABLE)
@@ -52,5 +52,5 @@ def organelles(
         )
         output.create_array("labels", found.labels.shape, np.uint8)[:] = found.labels
         output.create_array("confidence", found.confidence.shape, np.uint8)[:] = found.confidence
-        output.commit({"disagreement": found.disagreement})
+        output.commit({"disagreement": found.disagreement, "expected_iou": found.expected_iou})
     return output.reference

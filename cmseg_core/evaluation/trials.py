@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cmseg_core.evaluation.bootstrap import interval, pooled_iou, resampled_iou
 from cmseg_core.evaluation.overlap import ClassCounts, mean_and_sd
 from cmseg_core.evaluation.reliability import Reliability
+from cmseg_core.evaluation.risk import aurc, worst_found
 from cmseg_core.evaluation.surfaces import SurfaceDistance, surface_distance
 from cmseg_core.morphology.shape import count_objects
 from cmseg_core.schema import STAGES, Stage, Taxonomy, VoxelSize
@@ -37,6 +38,8 @@ class CellRecord:
         Class name to the true and the found figure.
     calibrated, uncalibrated : Reliability
         Of the voxels that truth or result call foreground.
+    review_score : float
+        How much the cell needs a look, judged without the truth.
     """
 
     name: str
@@ -48,6 +51,13 @@ class CellRecord:
     counts: dict[str, tuple[int, int]]
     calibrated: Reliability
     uncalibrated: Reliability
+    review_score: float
+
+    @property
+    def mean_iou(self) -> float:
+        """Over the foreground classes that truth or result hold; 0 where there is none."""
+        known = pooled_iou(self.table)[1:]
+        return float(np.nanmean(known)) if not np.isnan(known).all() else 0.0
 
 
 class Answer(Protocol):
@@ -70,6 +80,7 @@ def score_cell(
     *,
     name: str,
     stage: Stage | None,
+    review_score: float,
 ) -> CellRecord:
     """Score what a model made of one labelled cell.
 
@@ -84,6 +95,7 @@ def score_cell(
     voxel_size : VoxelSize
     name : str
     stage : int, optional
+    review_score : float
     """
     masks = {c.name: (truth == c.id, fused.labels == c.id) for c in taxonomy.foreground}
     volume = voxel_size.volume_um3
@@ -97,6 +109,7 @@ def score_cell(
         counts={n: (count_objects(t, voxel_size), count_objects(f, voxel_size)) for n, (t, f) in masks.items()},
         calibrated=_reliability(truth, fused),
         uncalibrated=_reliability(truth, uncalibrated),
+        review_score=review_score,
     )
 
 
@@ -115,8 +128,8 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
         IoU (95 %, bootstrap over cells); ``per_stage``, with ``stage_intervals`` and ``per_stage_one`` of one
         direction; ``directions`` with ``one`` (across z, as the paper's single direction), ``three`` and each of
         ``z``, ``y``, ``x``; ``per_cell`` with mean and standard deviation of the IoU, HD95 and mean surface distance
-        in nm, the found over the true volume and the share of right counts; ``calibration``; ``cells`` with the IoU of
-        each.
+        in nm, the found over the true volume and the share of right counts; ``calibration``; ``review``, which says how
+        well the review score finds what went wrong; ``cells`` with the IoU and the review score of each.
     """
     names = taxonomy.names
     iou = _pooled([record.table for record in records], names)
@@ -137,7 +150,16 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
         "directions": {"one": single[0], "three": iou, **dict(zip(DIRECTIONS, single, strict=True))},
         "per_cell": _per_cell(records, taxonomy),
         "calibration": _calibration(records),
-        "cells": [{"name": r.name, "stage": r.stage, "iou": _named(pooled_iou(r.table), names)} for r in records],
+        "review": _review(records),
+        "cells": [
+            {
+                "name": r.name,
+                "stage": r.stage,
+                "iou": _named(pooled_iou(r.table), names),
+                "review_score": r.review_score,
+            }
+            for r in records
+        ],
     }
 
 
@@ -167,6 +189,16 @@ def _calibration(records: Sequence[CellRecord]) -> dict[str, Any]:
         after.merge(record.calibrated)
     curve = [{"confidence": stated, "right": right, "voxels": n} for stated, right, n in after.curve()]
     return {"error_before": before.error(), "error_after": after.error(), "curve": curve}
+
+
+def _review(records: Sequence[CellRecord]) -> dict[str, float]:
+    risk = np.array([1 - record.mean_iou for record in records])
+    score = np.array([record.review_score for record in records])
+    return {
+        "aurc": aurc(risk, score),
+        "aurc_random": float(risk.mean()),
+        "worst_fifth_found": worst_found(risk, score),
+    }
 
 
 def _reliability(truth: NDArray[np.uint8], answer: Answer) -> Reliability:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from cmseg_core.instances.regions import CellRegion
+from cmseg_core.morphology.review import has_single_copies, review_score
 from cmseg_core.morphology.shape import count_objects, crofton_surface_um2, waist_ratio
 from cmseg_core.morphology.stage import SINGLE_COPY, cell_cycle_stage
 from cmseg_core.schema import OrganelleClass, Taxonomy, VoxelSize
 
-_SURE, _UNSURE = 0.95, 0.60
-"""Mean confidence at and above which a class asks for no look, and at and below which it fully does."""
 _LOW_CONFIDENCE = 0.75
-_FULL_DISAGREEMENT = 0.15
-"""Fraction of voxels on which the three directions disagree that fully asks for a look."""
 _VOLUME_MISMATCH = 0.30
-_PER_WRONG_COUNT = 0.4
 
 _AXES = ("z", "y", "x")
 _CLASS_FIELDS = ("count", "volume_um3", "surface_um2", "confidence")
@@ -30,7 +27,7 @@ def column_names(taxonomy: Taxonomy) -> list[str]:
     names += [f"bbox_{axis}{end}" for axis in _AXES for end in (0, 1)]
     names += ["touches_border", "volume_um3", "surface_um2", "stage", "stage_confidence"]
     names += [f"{c.name}_{field}" for c in taxonomy.foreground for field in _CLASS_FIELDS]
-    return [*names, "review_score", "flags"]
+    return [*names, "disagreement", "review_score", "flags"]
 
 
 def measure_cell(
@@ -41,7 +38,8 @@ def measure_cell(
     region: CellRegion,
     crop_origin: tuple[int, int, int],
     *,
-    disagreement: float = 0.0,
+    disagreement: float,
+    expected_iou: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """Measure one segmented cell.
 
@@ -59,6 +57,8 @@ def measure_cell(
         ZYX voxel of the field at which the crop begins.
     disagreement : float
         Fraction of the cell's voxels on which the directions of inference disagree.
+    expected_iou : mapping
+        Name of each foreground class to the IoU that its probabilities foretell; None where it was not found.
 
     Returns
     -------
@@ -66,14 +66,11 @@ def measure_cell(
         A value for each of :func:`column_names`. The cell's volume, surface (Crofton) and centroid are those of all
         voxels that are not background; a voxel ``i`` is centred at ``(i + 0.5) * voxel_size``. Counts leave specks
         out (:func:`~cmseg_core.morphology.shape.count_objects`), volumes do not. Confidence is the mean over the
-        voxels of a class, 0 to 1, None without voxels.
+        voxels of a class, 0 to 1, None without voxels. For ``review_score`` see
+        :func:`~cmseg_core.morphology.review.review_score`.
 
     Notes
     -----
-    ``review_score`` is 0 for a row that needs no look and tends to 1: ``1 - (1 - u)(1 - d)(1 - c)`` of the doubt ``u``
-    (how far the least sure class is below 0.95, 1 at 0.60), the disagreement ``d`` (1 at 0.15) and the counts ``c``
-    (0.4 for each single-copy organelle that is missing or more than double).
-
     ``flags`` joins with semicolons: ``touches_border``, ``missing:<class>``, ``extra:<class>``,
     ``low_confidence:<class>`` (below 0.75), ``volume_mismatch`` (the classes fill a volume that differs from the
     separated cell's by more than 30 %) and ``constricted`` (neck ratio below 0.5: perhaps two cells). Missing and extra
@@ -94,7 +91,8 @@ def measure_cell(
     row["stage"], row["stage_confidence"] = cell_cycle_stage(
         row, plastid_waist=_plastid_waist(labels, taxonomy, boxes, voxel_size), cell_neck=region.neck_ratio
     )
-    row["review_score"] = _review_score(row, taxonomy, disagreement)
+    row["disagreement"] = disagreement
+    row["review_score"] = review_score(expected_iou, taxonomy)
     row["flags"] = ";".join(_flags(row, taxonomy, region))
     return row
 
@@ -143,18 +141,10 @@ def _plastid_waist(labels: np.ndarray, taxonomy: Taxonomy, boxes: list, voxel_si
 
 
 def _wrong_counts(row: dict[str, Any], taxonomy: Taxonomy) -> list[str]:
-    if not set(SINGLE_COPY) <= set(taxonomy.names):
+    if not has_single_copies(taxonomy):
         return []
     counts = {name: row[f"{name}_count"] for name in SINGLE_COPY}
     return [f"{'missing' if n == 0 else 'extra'}:{name}" for name, n in counts.items() if n not in (1, 2)]
-
-
-def _review_score(row: dict[str, Any], taxonomy: Taxonomy, disagreement: float) -> float:
-    sure = [v for c in taxonomy.foreground if (v := row[f"{c.name}_confidence"]) is not None]
-    doubt = np.clip((_SURE - min(sure, default=0.0)) / (_SURE - _UNSURE), 0, 1)
-    disagreeing = np.clip(disagreement / _FULL_DISAGREEMENT, 0, 1)
-    miscounted = min(1.0, _PER_WRONG_COUNT * len(_wrong_counts(row, taxonomy)))
-    return float(1 - (1 - doubt) * (1 - disagreeing) * (1 - miscounted))
 
 
 def _flags(row: dict[str, Any], taxonomy: Taxonomy, region: CellRegion) -> list[str]:

@@ -131,6 +131,27 @@ class FusedProbabilities:
         voxels = int(np.count_nonzero(foreground))
         return float(np.count_nonzero(self._differs & foreground) / voxels) if voxels else 0.0
 
+    def expected_iou(self, labels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """IoU of each class that the probabilities themselves foretell: float64 (classes,), NaN where nothing has it.
+
+        A voxel of class c is shared with the truth with its probability of c; the union is what is labelled c, and of
+        the rest as much as is likely to be c. The expectation of the quotient is taken as that of its parts, which is
+        close where many voxels are counted. It means something only as far as the probabilities are calibrated.
+
+        Parameters
+        ----------
+        labels : ndarray of uint8, shape (z, y, x)
+            The class of every voxel, as it was decided.
+        """
+        classes = self._score.shape[-1]
+        shared, likely = np.zeros(classes), np.zeros(classes)
+        for section, decided in zip(self._score, labels, strict=True):
+            total = np.maximum(section.sum(axis=-1, dtype=np.uint32), 1)
+            likely += np.tensordot(1.0 / total, section, axes=2)
+            shared += np.bincount(decided.ravel(), (_own(section, decided) / total).ravel(), classes)
+        voxels = np.bincount(labels.ravel(), minlength=classes)
+        return np.where(voxels > 0, shared / np.maximum(voxels + likely - shared, 1), np.nan)
+
 
 def _own(section: NDArray[np.uint16], labels: NDArray[np.uint8]) -> NDArray[np.uint16]:
     return np.take_along_axis(section, labels[..., None].astype(np.intp), axis=-1)[..., 0]

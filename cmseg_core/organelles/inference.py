@@ -17,7 +17,7 @@ from cmseg_core.organelles.isolation import dilate, isolate_cell, resin_grey
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.preprocess.median import median_3x3x3, mode_3x3x3
 from cmseg_core.preprocess.resample import CubeGrid, resize
-from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
+from cmseg_core.schema import OrganellesConfig, PreprocessConfig, Taxonomy, VoxelSize
 
 REACH_VOXELS = 4
 """How far outside its mask a cell may still be found: the outline of the network is better than the mask's."""
@@ -38,11 +38,14 @@ class CellSegmentation:
         Fused probability of the class in `labels` as it was after the filter, 0..255.
     disagreement : float
         Share of the cell's voxels in which the directions name different classes; 0 with one direction.
+    expected_iou : dict
+        Name of each foreground class to the IoU that its probabilities foretell; None where it was not found.
     """
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.uint8]
     disagreement: float
+    expected_iou: dict[str, float | None]
 
 
 def segment_cell(
@@ -87,7 +90,7 @@ def segment_cell(
     cube = denoise(grid.to_cube(isolated, preprocess.interpolation, resin_grey(image, cell, others)), preprocess)
     reach = None if own is None else dilate(grid.to_cube(dilate(own, REACH_VOXELS), "nearest", False), SEAM_VOXELS)
     fused = predict_volume(cube, model, config, reach)
-    found = _native(fused, grid, config, preprocess)
+    found = _native(fused, grid, model.taxonomy, config, preprocess)
     found.labels[_out_of_bounds(own, others, image.shape)] = 0
     return found
 
@@ -129,11 +132,14 @@ def on_cell(
         shape, disagreement = cell.image.shape, fused.disagreement(labels)
         labels = _filtered(labels, config)
         found = CellSegmentation(
-            resize(labels, shape, "nearest"), resize(fused.confidence(labels), shape, "nearest"), disagreement
+            resize(labels, shape, "nearest"),
+            resize(fused.confidence(labels), shape, "nearest"),
+            disagreement,
+            _expected(fused, labels, model.taxonomy),
         )
     else:
         grid = CubeGrid(cell.image.shape, cell.voxel_size, model.section_size)
-        found = _native(fused, grid, config, preprocess)
+        found = _native(fused, grid, model.taxonomy, config, preprocess)
     if cell.others is not None:
         found.labels[cell.others] = 0
     return found
@@ -256,17 +262,27 @@ def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_s
 
 
 def _native(
-    fused: FusedProbabilities, grid: CubeGrid, config: OrganellesConfig, preprocess: PreprocessConfig
+    fused: FusedProbabilities,
+    grid: CubeGrid,
+    taxonomy: Taxonomy,
+    config: OrganellesConfig,
+    preprocess: PreprocessConfig,
 ) -> CellSegmentation:
     """Labels on the grid of the crop; ids are carried there by nearest neighbour, probabilities are interpolated."""
     in_cube = fused.labels()
     disagreement = fused.disagreement(in_cube)
+    in_cube = _filtered(in_cube, config)
+    expected = _expected(fused, in_cube, taxonomy)
     if preprocess.interpolation == "linear":
         labels = _filtered(fused.labels_on(grid), config)
-        return CellSegmentation(labels, fused.confidence_on(grid, labels), disagreement)
-    in_cube = _filtered(in_cube, config)
+        return CellSegmentation(labels, fused.confidence_on(grid, labels), disagreement, expected)
     labels, confidence = (grid.to_native(volume, "nearest") for volume in (in_cube, fused.confidence(in_cube)))
-    return CellSegmentation(labels, confidence, disagreement)
+    return CellSegmentation(labels, confidence, disagreement, expected)
+
+
+def _expected(fused: FusedProbabilities, labels: NDArray[np.uint8], taxonomy: Taxonomy) -> dict[str, float | None]:
+    foretold = fused.expected_iou(labels)
+    return {c.name: None if np.isnan(foretold[c.id]) else float(foretold[c.id]) for c in taxonomy.foreground}
 
 
 def _filtered(labels: NDArray[np.uint8], config: OrganellesConfig) -> NDArray[np.uint8]:

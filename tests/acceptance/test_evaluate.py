@@ -26,9 +26,13 @@ def test_a_model_is_scored_by_class_stage_and_direction(cmseg: Cmseg, unet: Path
         low, high = scores["intervals"][name]
         assert 0 <= low <= scores["iou"][name] <= high <= 1
     assert 0 <= scores["calibration"]["error_after"] <= 1
+    review = scores["review"]
+    assert set(review) == {"aurc", "aurc_random", "worst_fifth_found"}
+    assert all(0 <= value <= 1 for value in review.values())
+    assert all(0 <= cell["review_score"] <= 1 for cell in scores["cells"])
     assert scores["model"]["sha256"]
     table = cmseg("evaluate", unet, phantom).out
-    assert all(name in table for name in (*CLASSES, "3 dir.", "stage 1", "calibration"))
+    assert all(name in table for name in (*CLASSES, "3 dir.", "stage 1", "calibration", "risk-coverage"))
 
 
 def test_what_does_not_fit_gets_one_line(cmseg: Cmseg, unet: Path, tmp_path: Path) -> None:

@@ -37,10 +37,16 @@ def found(shift: int, sure: float = 1.0) -> Found:
 
 
 def record(
-    shift: int, single: tuple[int, int, int], stage: Stage | None, name: str = "a", sure: float = 1.0
+    shift: int,
+    single: tuple[int, int, int],
+    stage: Stage | None,
+    name: str = "a",
+    sure: float = 1.0,
+    review_score: float = 0.0,
 ) -> CellRecord:
     ways = [found(s) for s in single]
-    return score_cell(truth(), found(shift), ways, found(shift, sure), TAXONOMY, SIZE, name=name, stage=stage)
+    facts = {"name": name, "stage": stage, "review_score": review_score}
+    return score_cell(truth(), found(shift), ways, found(shift, sure), TAXONOMY, SIZE, **facts)
 
 
 def test_perfect_labels_score_one_everywhere() -> None:
@@ -77,11 +83,25 @@ def test_the_temperature_is_judged_by_what_it_changes() -> None:
     assert scores["calibration"]["error_after"] == pytest.approx(0)
 
 
+@pytest.mark.parametrize(("rightly", "share"), [(True, 1), (False, 0)])
+def test_review_is_judged_by_the_order_of_the_cells(rightly: bool, share: float) -> None:
+    shifts = (0, 1, 0, 3, 1)
+    records = [record(s, (0, 0, 0), None, review_score=s / 10 if rightly else 1 - s / 10) for s in shifts]
+    scores = summarise(records, TAXONOMY)
+    assert scores["review"]["worst_fifth_found"] == share
+    assert (scores["review"]["aurc"] < scores["review"]["aurc_random"]) == rightly
+    risks = [1 - (cell["iou"]["cell"] + cell["iou"]["dot"]) / 2 for cell in scores["cells"]]
+    assert scores["review"]["aurc_random"] == pytest.approx(sum(risks) / 5)
+    assert scores["cells"][3]["review_score"] == pytest.approx(0.3 if rightly else 0.7)
+
+
 def test_a_class_that_is_nowhere_has_no_score_and_all_is_json() -> None:
     empty = truth()
     empty[empty == 2] = 1
     way = Found(empty, np.full(empty.shape, 255, np.uint8))
-    scores = summarise([score_cell(empty, way, [way] * 3, way, TAXONOMY, SIZE, name="a", stage=None)], TAXONOMY)
+    record = score_cell(empty, way, [way] * 3, way, TAXONOMY, SIZE, name="a", stage=None, review_score=0.0)
+    assert record.mean_iou == 1
+    scores = summarise([record], TAXONOMY)
     assert scores["iou"]["dot"] is None
     assert scores["intervals"]["dot"] is None
     assert scores["per_cell"]["dot"]["hd95_nm"] is None

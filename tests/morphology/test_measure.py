@@ -39,9 +39,11 @@ def region(labels, **changes):
     return CellRegion(**(facts | changes))
 
 
-def measure(labels, confidence=250, disagreement=0.0, **changes):
+def measure(labels, confidence=250, expected=1.0, **changes):
     sure = np.full(SHAPE, confidence, np.uint8) if np.isscalar(confidence) else confidence
-    return measure_cell(labels, sure, C_MEROLAE, VOXEL, region(labels, **changes), ORIGIN, disagreement=disagreement)
+    foretold = {c.name: expected if (labels == c.id).any() else None for c in C_MEROLAE.foreground}
+    facts = region(labels, **changes)
+    return measure_cell(labels, sure, C_MEROLAE, VOXEL, facts, ORIGIN, disagreement=0.125, expected_iou=foretold)
 
 
 def test_row_has_the_columns_and_the_facts_of_the_cell():
@@ -59,29 +61,28 @@ def test_row_has_the_columns_and_the_facts_of_the_cell():
         assert row[f"{name}_surface_um2"] == pytest.approx(4 * np.pi * radius**2, rel=0.06)
         assert row[f"{name}_confidence"] == pytest.approx(250 / 255)
     assert row["stage"] == 1
-    assert row["review_score"] == 0.0
+    assert (row["review_score"], row["disagreement"]) == (0.0, 0.125)
 
 
-def test_missing_and_extra_organelles_are_flagged_and_raise_the_score():
+def test_missing_and_extra_organelles_are_flagged_and_missing_ones_raise_the_score():
     good, three, none = measure(cell()), measure(cell(peroxisomes=3)), measure(cell(nucleus=False, peroxisomes=0))
     assert three["peroxisome_count"] == 3
     assert three["flags"] == "extra:peroxisome"
     assert none["flags"] == "missing:peroxisome;missing:nucleus"
     assert (none["nucleus_count"], none["nucleus_volume_um3"], none["nucleus_confidence"]) == (0, 0.0, None)
-    assert good["review_score"] < three["review_score"] < none["review_score"] <= 1
+    assert good["review_score"] == three["review_score"] == 0
+    assert none["review_score"] == pytest.approx(2 / 5)
     assert measure(cell(peroxisomes=2))["flags"] == ""
 
 
-def test_doubt_raises_the_score():
+def test_doubt_is_flagged_and_raises_the_score():
     labels = cell()
     confidence = np.full(SHAPE, 250, np.uint8)
     confidence[labels == 4] = 160
     unsure = measure(labels, confidence)
     assert unsure["flags"] == "low_confidence:peroxisome"
     assert unsure["peroxisome_confidence"] == pytest.approx(160 / 255)
-    assert unsure["review_score"] == pytest.approx((0.95 - 160 / 255) / 0.35)
-    assert measure(labels, disagreement=0.06)["review_score"] == pytest.approx(0.4)
-    assert measure(labels, disagreement=0.5)["review_score"] == 1.0
+    assert measure(labels, expected=0.7)["review_score"] == pytest.approx(0.3)
 
 
 def test_shape_flags():
@@ -103,9 +104,11 @@ def test_nothing_segmented():
 
 def test_another_taxonomy_has_its_own_columns_and_no_stage():
     labels = (cell() > 1).astype(np.uint8)
-    row = measure_cell(labels, np.full(SHAPE, 255, np.uint8), OTHER, VOXEL, region(labels), ORIGIN)
+    sure = np.full(SHAPE, 255, np.uint8)
+    foretold = {"vesicle": 0.75}
+    row = measure_cell(labels, sure, OTHER, VOXEL, region(labels), ORIGIN, disagreement=0, expected_iou=foretold)
     assert row["vesicle_count"] == 4
-    assert (row["stage"], row["stage_confidence"], row["flags"]) == (None, 0.0, "")
+    assert (row["stage"], row["stage_confidence"], row["flags"], row["review_score"]) == (None, 0.0, "", 0.25)
     assert "plastid_count" not in row
 
 

@@ -61,6 +61,33 @@ def test_running_fusion_is_the_fusion_of_the_stack(rule: str, directions: int) -
     assert (directions == 1) == (fused.disagreement(labels) == 0)
 
 
+@pytest.mark.parametrize("rule", ["maximum", "mean"])
+def test_expected_iou_is_the_share_of_what_is_likely(rule: str) -> None:
+    everything = stacked(np.random.default_rng(1), 9, 4, 3)
+    fused = FusedProbabilities((9,) * 3, 4, 3, rule)
+    for axis in range(3):
+        fused.add(axis, 0, np.moveaxis(everything[axis], axis, 0))
+    labels = fused.labels()
+    labels[labels == 3] = 1
+    p = everything.max(axis=0) if rule == "maximum" else everything.mean(axis=0)
+    p /= p.sum(axis=-1, keepdims=True)
+    expected = fused.expected_iou(labels)
+    for c in range(3):
+        own = labels == c
+        assert expected[c] == pytest.approx(p[own, c].sum() / (own.sum() + p[~own, c].sum()), abs=1e-3)
+    assert np.isnan(expected[3])
+
+
+def test_expected_iou_is_what_the_iou_comes_to_where_probabilities_are_true() -> None:
+    rng = np.random.default_rng(2)
+    sure = rng.random((40, 40, 40)).astype(np.float32) ** 3
+    fused = FusedProbabilities((40,) * 3, 2, 1)
+    fused.add(0, 0, np.stack([1 - sure, sure], axis=-1))
+    labels, truth = fused.labels(), rng.random(sure.shape) < sure
+    iou = ((labels == 1) & truth).sum() / ((labels == 1) | truth).sum()
+    assert fused.expected_iou(labels)[1] == pytest.approx(iou, abs=0.02)
+
+
 def test_the_most_certain_direction_wins() -> None:
     fused = FusedProbabilities((1, 1, 1), 3, 3)
     for axis, probabilities in enumerate([(0.5, 0.5, 0.0), (0.45, 0.55, 0.0), (0.1, 0.3, 0.6)]):
@@ -105,6 +132,8 @@ def test_a_cell_comes_back_on_its_native_grid(by_grey) -> None:
     assert found.labels.dtype == found.confidence.dtype == np.uint8
     assert (found.labels == truth).mean() > 0.97
     assert found.disagreement == 0.0
+    assert list(found.expected_iou) == ["cell", "big", "small"]
+    assert min(value or 0 for value in found.expected_iou.values()) > 0.7
 
 
 def test_nothing_is_found_in_neighbours_or_far_from_the_cell(by_grey) -> None:
