@@ -42,7 +42,7 @@ def add_to_dataset(
     cells: Path | None = None,
     stage: Stage | None = None,
     voxel_size: StatedVoxelSize = None,
-    kind: Literal["cell", "field"] | None = None,
+    kind: Literal["cell", "field", "sections"] | None = None,
     name: str | None = None,
     json: Json = False,
 ) -> int:
@@ -64,8 +64,9 @@ def add_to_dataset(
     stage
         Cell-cycle stage of a single cell, 1 to 5.
     kind
-        cell: brought to the size that the network sees; field: keeps its scale. By default what is labelled in one
-        piece, with the borders free, is a cell.
+        cell: brought to the size that the network sees; field: keeps its scale; sections: of a stack whose labelled
+        sections are not neighbours, every labelled one is a sample of its own. By default what is labelled in one
+        piece, with the borders free, is a cell, and all else a field.
     name
         Of the sample; by default made of folder and file.
     """
@@ -122,7 +123,7 @@ def train(
         Settings of the training (YAML or JSON) that differ from the preset.
     validation
         Another one, never trained on; by default every fifth acquisition, or every fifth cell where there are fewer
-        than five acquisitions.
+        than five acquisitions. none: everything is trained on, and the last weights are kept.
     initial
         Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
         models:/name@alias. Its architecture and classes then hold; only `channels` may be raised.
@@ -162,6 +163,7 @@ def evaluate(
     *,
     config: Settings = None,
     case: int | None = None,
+    predictions: Path | None = None,
     json: Json = False,
 ) -> int:
     """Score a model for organelles on labelled cells: per class and stage, one direction against three.
@@ -174,10 +176,12 @@ def evaluate(
         Data set (name, or name@version), or a folder of acquisitions with truth.
     case
         Score only with the cells that this case of the cross-validation leaves out, 1 to 6.
+    predictions
+        Folder for the labels that the model gives each sample: one TIFF stack each.
     """
     from flows.evaluate import evaluate_local
 
-    return evaluate_local(Console(json), model, dataset, config, case)
+    return evaluate_local(Console(json), model, dataset, config, case, predictions)
 
 
 @models.command(name="list")

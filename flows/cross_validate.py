@@ -58,9 +58,9 @@ def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console)
             trained = train_unet(replace(job, case=fold.case, out=path), pipeline, console.say)
             model = load_model(path)
         records += score_cells([cells[i] for i in fold.validation], model, pipeline, console)
-        # Sections of the cube that the network sees: three directions to train on, one to validate with.
+        # Sections of the cube that the network sees: every direction to train on, one to validate with.
         sections = [_sections(cell, model.section_size) for cell in cells]
-        counts = section_counts(fold, stages, [sum(edges) for edges in sections], [edges[0] for edges in sections])
+        counts = section_counts(fold, stages, [sum(one) for one in sections], [one[0] for one in sections])
         cases.append({**trained.model_dump(mode="json", exclude={"scores"}), "case": fold.case, "sections": counts})
         del model
         gc.collect()
@@ -71,13 +71,14 @@ def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console)
     return {"cases": cases, **scores}, text
 
 
-def _sections(cell: Any, size: int) -> tuple[int, int, int]:
-    from cmseg_core.preprocess.resample import working_shape
+def _sections(cell: Any, size: int) -> tuple[int, ...]:
+    """Sections of a cell or field, across each axis that gives any."""
+    from cmseg_core.organelles.dataset import field_shape, section_axes
 
     if not cell.field:
         return size, size, size
-    depth, rows, columns = working_shape(cell.image.shape, cell.voxel_size, min(cell.voxel_size.zyx))
-    return depth, rows, columns
+    shape = field_shape(cell)
+    return tuple(shape[axis] for axis in section_axes(shape, size))
 
 
 def _table_of_sections(cases: list[dict[str, Any]]) -> str:

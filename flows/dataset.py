@@ -40,7 +40,7 @@ from flows.places import store_address
 from tasks.check import stages_beside
 from tasks.source import is_zarr, open_stack
 
-Kind = Literal["cell", "field"]
+Kind = Literal["cell", "field", "sections"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Labelled:
     voxel_size : VoxelSize, optional
     stage : int, optional
         Of a single cell.
-    kind : {"cell", "field"}, optional
-        By default told from the labels.
+    kind : {"cell", "field", "sections"}, optional
+        By default told from the labels, between cell and field. Of sections every labelled one becomes a sample.
     name : str, optional
     """
 
@@ -133,7 +133,7 @@ def _read(given: Labelled, dataset: Dataset) -> list[tuple[LabelledCell, dict[st
     }
     name = given.name or f"{given.image.absolute().parent.name}/{given.image.stem}"
     if given.cells is not None:
-        if given.kind == "field" or given.stage is not None:
+        if given.kind in ("field", "sections") or given.stage is not None:
             raise InputError("--cells", "makes a sample of every cell", "leave --kind and --stage out")
         ids = _labels(given.cells, source.shape)
         name = given.name or given.image.absolute().parent.name
@@ -142,6 +142,13 @@ def _read(given: Labelled, dataset: Dataset) -> list[tuple[LabelledCell, dict[st
             raise InputError(given.cells, "holds no cell to learn from", "give a field with whole cells")
         cells = {"path": str(given.cells.absolute()), "sha256": _sha256(given.cells)}
         return [(cell, {**origin, "cells": cells}, False) for cell in cut if cell.labels.any()]
+    if given.kind == "sections":
+        if given.stage is not None:
+            raise InputError("--stage", "is that of a single cell", "leave it out with --kind sections")
+        return [
+            (_section(image, labels, number, source.voxel_size, name), {**origin, "section": number}, False)
+            for number in np.flatnonzero(labels.any(axis=(1, 2))).tolist()
+        ]
     result = _result_of(given.image)
     field = given.kind == "field" if given.kind else result is None and not is_one_cell(labels)
     if result is not None:
@@ -151,6 +158,10 @@ def _read(given: Labelled, dataset: Dataset) -> list[tuple[LabelledCell, dict[st
         raise InputError(given.image, "is not the size its result says", "give the image.tif of the cell unchanged")
     cell = LabelledCell(image, labels, source.voxel_size, given.stage, name, others, field)
     return [(cell, origin, result is not None and result.denoised)]
+
+
+def _section(image: np.ndarray, labels: np.ndarray, number: int, voxel_size: VoxelSize, name: str) -> LabelledCell:
+    return LabelledCell(image[[number]], labels[[number]], voxel_size, name=f"{name}/{number:05}", field=True)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import tifffile
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table, format_table
@@ -21,14 +24,23 @@ if TYPE_CHECKING:
     from cmseg_core.organelles.model import OrganelleModel
 
 
-def evaluate_local(console: Console, model: str, dataset: str, config: Path | None, case: int | None) -> int:
+def evaluate_local(
+    console: Console, model: str, dataset: str, config: Path | None, case: int | None, predictions: Path | None
+) -> int:
     """Score as ``cmseg evaluate`` is asked to, and print the tables.
 
     Raises
     ------
     InputError
-        Where the model or the data set cannot be used, or they differ in their classes.
+        Where the model or the data set cannot be used, they differ in their classes, or the folder for predictions
+        cannot be written.
     """
+    if predictions is not None:
+        try:
+            predictions.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be made ({error.strerror})"
+            raise InputError(predictions, reason, "name another folder with --predictions") from error
     workspace, pipeline = Workspace(), PipelineConfig.from_file(config)
     store = store_address(workspace)
     material = find_material(dataset, store.open, pipeline)
@@ -46,7 +58,7 @@ def evaluate_local(console: Console, model: str, dataset: str, config: Path | No
         cells = read_all(material, store.open, pipeline, console.say)
     else:
         _, cells = read_case(material, case, store.open, pipeline, console.say)
-    records = score_cells(cells, network, pipeline, console)
+    records = score_cells(cells, network, pipeline, console, predictions)
     scores = summarise(records, network.taxonomy)
     facts = {
         "model": {"reference": model, "sha256": resolved.sha256},
@@ -58,9 +70,13 @@ def evaluate_local(console: Console, model: str, dataset: str, config: Path | No
 
 
 def score_cells(
-    cells: Sequence[LabelledCell], model: OrganelleModel, pipeline: PipelineConfig, console: Console
+    cells: Sequence[LabelledCell],
+    model: OrganelleModel,
+    pipeline: PipelineConfig,
+    console: Console,
+    predictions: Path | None = None,
 ) -> list[CellRecord]:
-    """Label cells anew in every way that is compared, and score what comes out."""
+    """Label cells anew in every way that is compared, and score what comes out; keep the labels in a folder."""
     from cmseg_core.evaluation.trials import score_cell
     from cmseg_core.morphology.review import review_score
     from cmseg_core.organelles.trial import try_cell
@@ -69,6 +85,9 @@ def score_cells(
     with console.progress(f"scoring {len(cells)} cells", len(cells)) as advance:
         for cell in cells:
             trial = try_cell(cell, model, pipeline.organelles, pipeline.preprocess)
+            if predictions is not None:
+                path = predictions / _file_name(cell.name)
+                tifffile.imwrite(path, trial.fused.labels, compression="zlib", photometric="minisblack")
             records.append(
                 score_cell(
                     cell.labels,
@@ -84,6 +103,11 @@ def score_cells(
             )
             advance(1)
     return records
+
+
+def _file_name(sample: str) -> str:
+    """Name of a sample as one of a file: the name of a data set's sample may hold anything."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', sample)}.tif"
 
 
 def described(scores: dict[str, Any], taxonomy: Taxonomy) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the numeric libraries read the environment, which is prepar
 
 EVERY = 5
 """Of so many acquisitions (or of so many cells, where there are fewer acquisitions) one is kept for validation."""
+NO_VALIDATION = "none"
 Report = Callable[[str], None]
 T = TypeVar("T")
 
@@ -69,6 +70,18 @@ def find_material(reference: str, store: Callable[[], Store], pipeline: Pipeline
         raise InputError(dataset.reference, "holds no sample", "add labelled cells with `cmseg dataset add`")
     facts = {"dataset": dataset.reference, "dataset_digest": dataset.digest}
     return Material(dataset, dataset.taxonomy, dataset.name, facts)
+
+
+def find_validation(reference: str | None, store: Callable[[], Store], pipeline: PipelineConfig) -> Material | None:
+    """What a training is validated with: as :func:`find_material`; None for a part of what it learns from.
+
+    The word ``none`` gives material without a cell, so that everything is trained on.
+    """
+    if reference is None:
+        return None
+    if reference == NO_VALIDATION:
+        return Material((), pipeline.taxonomy, NO_VALIDATION, {})
+    return find_material(reference, store, pipeline)
 
 
 def read_cells(

@@ -21,7 +21,7 @@ from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
-from flows.material import Material, Report, find_material, read_case, read_cells, read_fields
+from flows.material import Material, Report, find_material, find_validation, read_case, read_cells, read_fields
 from flows.places import store_address, tracking_uri
 from tasks.request import StoreAddress
 
@@ -107,7 +107,7 @@ def train_local(
         _check_cases(model, case, all_cases, validation, out)
     store = store_address(workspace)
     material = find_material(dataset, store.open, pipeline)
-    kept = None if validation is None else find_material(validation, store.open, pipeline)
+    kept = find_validation(validation, store.open, pipeline)
     prepare(workspace, training=True)
     uri = tracking_uri(workspace)
     job = TrainingJob(

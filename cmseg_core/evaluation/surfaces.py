@@ -35,7 +35,8 @@ def surface_distance(
 ) -> SurfaceDistance | None:
     """Distance between the surfaces of two masks.
 
-    A surface voxel belongs to the mask and has a face on what is outside it; the border of the array is outside.
+    A surface voxel belongs to the mask and has a face on what is outside it; the border of the array is outside, but
+    not of a single section: its surface is the outline in it.
 
     Parameters
     ----------
@@ -54,7 +55,8 @@ def surface_distance(
     if not truth.any() or not found.any():
         return None
     box = ndimage.find_objects((truth | found).view(np.uint8))[0]
-    one, two = _surface(truth[box]), _surface(found[box])
+    cross = _CROSS[1:2] if len(truth) == 1 else _CROSS
+    one, two = _surface(truth[box], cross), _surface(found[box], cross)
     forth, back = _from(one, two, voxel_size), _from(two, one, voxel_size)
     return SurfaceDistance(
         hd95_nm=float(max(np.percentile(forth, 95), np.percentile(back, 95))),
@@ -62,8 +64,8 @@ def surface_distance(
     )
 
 
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return mask & ~ndimage.binary_erosion(mask, _CROSS)
+def _surface(mask: NDArray[np.bool_], cross: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return mask & ~ndimage.binary_erosion(mask, cross)
 
 
 def _from(one: NDArray[np.bool_], two: NDArray[np.bool_], voxel_size: VoxelSize) -> NDArray[np.float32]:

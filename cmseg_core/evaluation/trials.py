@@ -31,7 +31,7 @@ class CellRecord:
     table : ndarray of int64, shape (classes, classes)
         Voxels by true class (rows) and found class (columns), from all directions.
     single : tuple of ndarray
-        The same from the sections across z, y and x alone.
+        The same from the sections across z, y and x alone; all 0 for an axis across which none were cut.
     surfaces : dict
         Class name to surface distance; None where truth or result lack the class.
     volumes_um3, counts : dict
@@ -73,7 +73,7 @@ class Answer(Protocol):
 def score_cell(
     truth: NDArray[np.uint8],
     fused: Answer,
-    single: Sequence[Answer],
+    single: Sequence[Answer | None],
     uncalibrated: Answer,
     taxonomy: Taxonomy,
     voxel_size: VoxelSize,
@@ -89,21 +89,22 @@ def score_cell(
     truth : ndarray of uint8, shape (z, y, x)
     fused, uncalibrated : Answer
         From all directions, with and without the model's temperature.
-    single : sequence of Answer
-        From each direction alone.
+    single : sequence of Answer or None
+        From each direction alone; None for one that was not taken.
     taxonomy : Taxonomy
     voxel_size : VoxelSize
     name : str
     stage : int, optional
     review_score : float
     """
+    alone = [ClassCounts(taxonomy) if one is None else ClassCounts(taxonomy).add(truth, one.labels) for one in single]
     masks = {c.name: (truth == c.id, fused.labels == c.id) for c in taxonomy.foreground}
     volume = voxel_size.volume_um3
     return CellRecord(
         name=name,
         stage=stage,
         table=ClassCounts(taxonomy).add(truth, fused.labels).table,
-        single=tuple(ClassCounts(taxonomy).add(truth, one.labels).table for one in single),
+        single=tuple(counts.table for counts in alone),
         surfaces={n: surface_distance(*pair, voxel_size) for n, pair in masks.items()},
         volumes_um3={n: (t.sum() * volume, f.sum() * volume) for n, (t, f) in masks.items()},
         counts={n: (count_objects(t, voxel_size), count_objects(f, voxel_size)) for n, (t, f) in masks.items()},

@@ -18,14 +18,17 @@ class AugmentationConfig(Frozen):
     """Strength of each change; 0 switches it off. Grey levels are in units of the full range 0..1."""
 
     orientations: bool = True
-    """Flips and quarter turns, all eight alike."""
+    """Flips and quarter turns, all eight alike: transposed sections are among them."""
+    warped: Fraction = 1.0
+    """Share of sections that are turned by any angle, scaled and bent as the next settings say; the others keep their
+    voxels as they are."""
     rotation_degrees: Spread = 20.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Magnification between ``1 - scale`` and ``1 + scale``, along each axis on its own by a third of that."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.06
     """Of the section's edge."""
     elastic: Fraction = 0.25
-    """Share of sections with a smooth random displacement."""
+    """Share of the warped sections with a smooth random displacement."""
     elastic_amplitude: Spread = 0.02
     """Standard deviation of the displacement, of the section's edge."""
     gamma: Spread = 0.25
@@ -45,11 +48,17 @@ class AugmentationConfig(Frozen):
 
 
 def random_window(
-    rng: np.random.Generator, shape: tuple[int, int], size: int, config: AugmentationConfig | None
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    size: int,
+    config: AugmentationConfig | None,
+    around: tuple[int, int] | None = None,
+    warped: bool = True,
 ) -> NDArray[np.float32]:
     """Draw the map from a window of `size` x `size` voxels to the section it is cut from.
 
-    A section no larger than the window is centred in it; from a larger one the window is cut anywhere.
+    A section no larger than the window is centred in it; from a larger one the window is cut anywhere, or so that its
+    middle half holds the voxel `around` (y, x) as far as the section reaches. Without `warped` it lies along the grid.
 
     Returns
     -------
@@ -57,23 +66,29 @@ def random_window(
         Affine map of window (x, y, 1) to section (x, y), for ``cv2.warpAffine`` with ``WARP_INVERSE_MAP``.
     """
     slack = [max(edge - size, 0) / 2 for edge in shape]
-    centre_y, centre_x = (
-        (edge - 1) / 2 + (rng.uniform(-s, s) if s else 0.0) for edge, s in zip(shape, slack, strict=True)
-    )
+    if around is None:
+        off = [rng.uniform(-s, s) if s else 0.0 for s in slack]
+    else:
+        aims = (v - (edge - 1) / 2 + rng.uniform(-size, size) / 4 for v, edge in zip(around, shape, strict=True))
+        off = [min(max(aim, -s), s) for aim, s in zip(aims, slack, strict=True)]
+    centre_y, centre_x = ((edge - 1) / 2 + o for edge, o in zip(shape, off, strict=True))
     turn = np.eye(2)
     if config is not None:
         if config.orientations:
             quarter = int(rng.integers(4))
             turn = np.array([[0.0, -1.0], [1.0, 0.0]])
             turn = np.linalg.matrix_power(turn, quarter) @ np.diag([rng.choice([-1.0, 1.0]), 1.0])
-        angle = np.deg2rad(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
-        zoom = 1 + rng.uniform(-config.scale, config.scale) + rng.uniform(-config.scale, config.scale, 2) / 3
-        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        turn = rotation @ np.diag(1 / zoom) @ turn
+        if warped:
+            angle = np.deg2rad(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
+            zoom = 1 + rng.uniform(-config.scale, config.scale) + rng.uniform(-config.scale, config.scale, 2) / 3
+            rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            turn = rotation @ np.diag(1 / zoom) @ turn
         centre_x += rng.uniform(-config.shift, config.shift) * size
         centre_y += rng.uniform(-config.shift, config.shift) * size
     middle = np.full(2, (size - 1) / 2)
     offset = np.array([centre_x, centre_y]) - turn @ middle
+    if config is None or not warped:
+        offset = np.round(offset)
     return np.column_stack([turn, offset]).astype(np.float32)
 
 
@@ -83,6 +98,7 @@ def cut_window(
     labels: NDArray[np.uint8],
     size: int,
     config: AugmentationConfig | None,
+    around: tuple[int, int] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Cut the same random window from a section and its labels.
 
@@ -94,6 +110,8 @@ def cut_window(
     size : int
     config : AugmentationConfig or None
         None cuts along the grid and changes nothing.
+    around : tuple of int, optional
+        A voxel (y, x) that the window is to hold.
 
     Returns
     -------
@@ -103,10 +121,9 @@ def cut_window(
     shape = (labels.shape[0], labels.shape[1])
     if config is None and shape == (size, size):
         return image, labels
-    window = random_window(rng, shape, size, config)
-    if config is None:
-        window[:, 2] = np.round(window[:, 2])
-    if config is not None and rng.random() < config.elastic:
+    warped = config is not None and rng.random() < config.warped
+    window = random_window(rng, shape, size, config, around, warped)
+    if config is not None and warped and rng.random() < config.elastic:
         x, y = _elastic_maps(rng, window, size, config.elastic_amplitude)
         warp_image = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         warp_labels = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)

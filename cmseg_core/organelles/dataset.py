@@ -75,7 +75,7 @@ def cube_of(cell: LabelledCell, section_size: int, preprocess: PreprocessConfig)
     """Bring a labelled cell to the network's grid.
 
     A cell becomes a cube of `section_size` voxels a side, centred and padded with the resin's grey. A field gets
-    isotropic voxels as long as its shortest edge and keeps its extent.
+    isotropic voxels as long as its shortest edge and keeps its extent (:func:`field_shape`).
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def cube_of(cell: LabelledCell, section_size: int, preprocess: PreprocessConfig)
     own = cell.labels > 0
     image = isolate_cell(cell.image, own, cell.others)
     if cell.field:
-        shape = working_shape(image.shape, cell.voxel_size, min(cell.voxel_size.zyx))
+        shape = field_shape(cell)
         image = resize(image, shape, preprocess.interpolation)
         labels = resize(cell.labels, shape, "nearest")
     else:
@@ -101,11 +101,40 @@ def cube_of(cell: LabelledCell, section_size: int, preprocess: PreprocessConfig)
     return Cube(denoise(image, preprocess), labels, cell.name, cell.stage)
 
 
+def field_shape(field: LabelledCell) -> tuple[int, int, int]:
+    """Voxels of a field on the grid of the network; a single section stays one, whatever its thickness."""
+    depth, rows, columns = working_shape(field.image.shape, field.voxel_size, min(field.voxel_size.zyx))
+    return 1 if len(field.image) == 1 else depth, rows, columns
+
+
 def denoise(image: NDArray[np.uint8], preprocess: PreprocessConfig) -> NDArray[np.uint8]:
     """Apply the bilateral filter to the sections of a cube, where the settings ask for it."""
     if preprocess.bilateral_spatial_sigma == 0:
         return image
     return bilateral_sections(image, preprocess.bilateral_spatial_sigma, preprocess.bilateral_range_sigma)
+
+
+def section_axes(shape: tuple[int, int, int], section_size: int) -> tuple[int, ...]:
+    """Axes across which a volume is cut into sections.
+
+    A volume thinner than half a section, such as a few neighbouring sections or one alone, is cut across its thin axis
+    only: sections across the others would be little more than their own mirror images.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels of the volume: z, y, x.
+    section_size : int
+        Edge of the network's sections.
+
+    Returns
+    -------
+    tuple of int
+        At least one; all three for a cube.
+    """
+    narrow = [min(edge for a, edge in enumerate(shape) if a != axis) for axis in range(3)]
+    least = min(section_size / 2, max(narrow))
+    return tuple(axis for axis in range(3) if narrow[axis] >= least)
 
 
 def section_stack(volume: NDArray[np.uint8], axis: int, index: int, channels: int) -> NDArray[np.uint8]:
@@ -115,10 +144,11 @@ def section_stack(volume: NDArray[np.uint8], axis: int, index: int, channels: in
 
 
 class SectionSampler:
-    """Draws batches of sections from cubes, along all three axes.
+    """Draws batches of sections from cubes, along the axes that :func:`section_axes` gives each of them.
 
     Half of the sections are drawn by class, every foreground class alike, so that small organelles are seen as often
-    as large ones; the rest are drawn among all sections with a cell in them, and few among the empty ones.
+    as large ones; the rest are drawn among all sections with a cell in them, and few among the empty ones. Of a
+    section larger than the window, the window is then cut round a voxel of the class that was drawn.
     Batch `n` depends on the seed and `n` alone.
 
     Parameters
@@ -133,8 +163,6 @@ class SectionSampler:
         None takes the sections as they are.
     channels : int
         1, or an odd number of neighbouring sections.
-    axes : tuple of int
-        Axes across which sections are cut.
 
     Raises
     ------
@@ -152,14 +180,14 @@ class SectionSampler:
         seed: int,
         augmentation: AugmentationConfig | None = None,
         channels: int = 1,
-        axes: tuple[int, ...] = (0, 1, 2),
     ) -> None:
         if not cubes:
             raise InputError("training set", "holds no cell", "add labelled cells")
         self.cubes, self.section_size, self.channels = tuple(cubes), section_size, channels
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.places, present = _table_of_sections(self.cubes, len(taxonomy), axes)
-        self._by_class = [rows for rows in (np.flatnonzero(column) for column in present.T[1:]) if len(rows)]
+        self.places, present = _table_of_sections(self.cubes, len(taxonomy), section_size)
+        by_class = {label: np.flatnonzero(present[:, label]) for label in range(1, len(taxonomy))}
+        self._by_class = [(label, rows) for label, rows in by_class.items() if len(rows)]
         self._with_cell = np.flatnonzero(present[:, 1:].any(axis=1))
         self._empty = np.flatnonzero(~present[:, 1:].any(axis=1))
         if not len(self._with_cell):
@@ -172,11 +200,13 @@ class SectionSampler:
         images = np.empty((self.batch_size, size, size, self.channels), dtype=np.float32)
         labels = np.empty((self.batch_size, size, size), dtype=np.int32)
         for i in range(self.batch_size):
-            cube, axis, index = self.places[self._draw(rng)]
+            row, wanted = self._draw(rng)
+            cube, axis, index = self.places[row]
             volume = self.cubes[cube]
             section = section_stack(volume.image, axis, index, self.channels)
             truth = np.ascontiguousarray(volume.labels.take(index, axis=axis))
-            section, labels[i] = cut_window(rng, section, truth, size, self.augmentation)
+            around = None if wanted is None or max(truth.shape) <= size else _any_voxel(rng, truth == wanted)
+            section, labels[i] = cut_window(rng, section, truth, size, self.augmentation, around)
             images[i] = (
                 section / np.float32(255)
                 if self.augmentation is None
@@ -196,19 +226,25 @@ class SectionSampler:
             while waiting:
                 yield waiting.pop(0).result()
 
-    def _draw(self, rng: np.random.Generator) -> int:
-        kind = rng.random()
+    def _draw(self, rng: np.random.Generator) -> tuple[int, int | None]:
+        """Row of a section, and the class that it was drawn for, if for any."""
+        kind, wanted = rng.random(), None
         if kind < EMPTY_SHARE and len(self._empty):
             rows = self._empty
         elif kind < EMPTY_SHARE + RARE_SHARE:
-            rows = self._by_class[int(rng.integers(len(self._by_class)))]
+            wanted, rows = self._by_class[int(rng.integers(len(self._by_class)))]
         else:
             rows = self._with_cell
-        return int(rows[int(rng.integers(len(rows)))])
+        return int(rows[int(rng.integers(len(rows)))]), wanted
+
+
+def _any_voxel(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[int, int]:
+    places = np.flatnonzero(mask)
+    return divmod(int(places[int(rng.integers(len(places)))]), mask.shape[1])
 
 
 def _table_of_sections(
-    cubes: Sequence[Cube], classes: int, axes: tuple[int, ...]
+    cubes: Sequence[Cube], classes: int, section_size: int
 ) -> tuple[list[tuple[int, int, int]], NDArray[np.bool_]]:
     """Every section as (cube, axis, index), and which classes each one shows: bool (sections, classes)."""
     places: list[tuple[int, int, int]] = []
@@ -218,7 +254,8 @@ def _table_of_sections(
         if highest >= classes:
             mend = f"use the ids 0 to {classes - 1} of the taxonomy"
             raise InputError(cube.name, f"has the class id {highest}", mend)
-        for axis in axes:
+        depth, rows, columns = cube.labels.shape
+        for axis in section_axes((depth, rows, columns), section_size):
             across = tuple(a for a in range(3) if a != axis)
             places += [(number, axis, index) for index in range(cube.labels.shape[axis])]
             present.append(np.stack([(cube.labels == c).any(axis=across) for c in range(classes)], axis=1))

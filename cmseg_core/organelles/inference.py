@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
-from cmseg_core.organelles.calibration import apply_temperature
-from cmseg_core.organelles.dataset import LabelledCell, cube_of, denoise, section_stack
+from cmseg_core.organelles.dataset import LabelledCell, cube_of, denoise, section_axes, section_stack
 from cmseg_core.organelles.fusion import FusedProbabilities
 from cmseg_core.organelles.isolation import dilate, isolate_cell, resin_grey
 from cmseg_core.organelles.model import OrganelleModel
+from cmseg_core.organelles.tiling import predict_tiled, sections_at_once
 from cmseg_core.preprocess.median import median_3x3x3, mode_3x3x3
 from cmseg_core.preprocess.resample import CubeGrid, resize
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig, Taxonomy, VoxelSize
@@ -153,8 +152,8 @@ def predict_volume(
 ) -> FusedProbabilities:
     """Fused class probabilities of a volume with cubic voxels.
 
-    Sections larger than the network's are tiled with an overlap, of which each tile gives up its half; smaller ones
-    are mirrored at their edges.
+    Sections larger than the network's are tiled, and the tiles blended; smaller ones are mirrored at their edges. A
+    volume that is thin along one axis is cut across that axis alone (:func:`section_axes`).
 
     Parameters
     ----------
@@ -162,7 +161,7 @@ def predict_volume(
         A cube of the network's section size, or any other.
     model : OrganelleModel
     config : OrganellesConfig
-        Directions, rule of fusion and batch size.
+        Directions, rule of fusion, flips and batch size.
     reach : ndarray of bool, shape of `volume`, optional
         Sections before the first and after the last with one of its voxels are background unseen.
 
@@ -170,7 +169,8 @@ def predict_volume(
     -------
     FusedProbabilities
     """
-    fused = FusedProbabilities(volume.shape, len(model.taxonomy), config.directions, config.fusion)
+    directions = len(axes_of(volume, model, config))
+    fused = FusedProbabilities(volume.shape, len(model.taxonomy), directions, config.fusion)
     for axis, start, stop, probabilities in section_probabilities(volume, model, config, reach):
         if probabilities is None:
             fused.add_background(axis, start, stop)
@@ -196,69 +196,28 @@ def section_probabilities(
     probabilities : ndarray of float32, shape (stop - start, height, width, classes), or None
         None for sections that are background unseen.
     """
-    for axis in range(config.directions):
-        length = volume.shape[axis]
+    for axis in axes_of(volume, model, config):
+        length, (height, width) = volume.shape[axis], (n for a, n in enumerate(volume.shape) if a != axis)
+        together, batch_size = sections_at_once(height, width, model.section_size, config.batch_size)
         first, last = (0, length) if reach is None else _span(reach, axis)
         yield axis, 0, first, None
         yield axis, last, length, None
-        for start in range(first, last, config.batch_size):
-            stop = min(start + config.batch_size, last)
+        for start in range(first, last, together):
+            stop = min(start + together, last)
             sections = np.stack([section_stack(volume, axis, i, model.channels) for i in range(start, stop)])
-            yield axis, start, stop, _predict_tiled(sections, model, config.batch_size)
+            yield axis, start, stop, predict_tiled(sections, model, batch_size, config.flips)
+
+
+def axes_of(volume: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> tuple[int, ...]:
+    """Axes across which the sections of a volume are cut: those that its shape allows, or the first of them."""
+    depth, rows, columns = volume.shape
+    return section_axes((depth, rows, columns), model.section_size)[: config.directions]
 
 
 def _span(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
     """First section with a voxel of the mask, and the one after the last; (0, 0) for an empty mask."""
     occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
     return (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
-
-
-def tile_spans(length: int, size: int) -> list[tuple[int, int, int]]:
-    """Tiles of `size` that cover an edge of `length`, as (start, keep from, keep to); neighbours share an eighth.
-
-    The parts to keep cover the edge once. An edge no longer than a tile has one tile.
-    """
-    if length <= size:
-        return [(0, 0, length)]
-    count = 1 + -(-(length - size) // (size - size // 8))
-    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
-    cuts = [0, *((a + size + b) // 2 for a, b in pairwise(starts)), length]
-    return list(zip(starts, cuts[:-1], cuts[1:], strict=True))
-
-
-def _predict_tiled(sections: NDArray[np.uint8], model: OrganelleModel, batch_size: int) -> NDArray[np.float32]:
-    size = model.section_size
-    height, width = sections.shape[1:3]
-    if (height, width) == (size, size):
-        return predict_sections(sections, model, batch_size)
-    out = np.empty((*sections.shape[:3], len(model.taxonomy)), dtype=np.float32)
-    short = [(0, 0), (0, max(size - height, 0)), (0, max(size - width, 0)), (0, 0)]
-    padded = np.pad(sections, short, mode="symmetric")
-    for y, y0, y1 in tile_spans(height, size):
-        for x, x0, x1 in tile_spans(width, size):
-            tile = predict_sections(padded[:, y : y + size, x : x + size], model, batch_size)
-            out[:, y0:y1, x0:x1] = tile[:, y0 - y : y1 - y, x0 - x : x1 - x]
-    return out
-
-
-def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_size: int) -> NDArray[np.float32]:
-    """Calibrated class probabilities of up to `batch_size` sections.
-
-    Parameters
-    ----------
-    sections : ndarray of uint8, shape (sections, height, width, channels)
-    model : OrganelleModel
-    batch_size : int
-        The batch is filled up to it, so that the network is compiled for one shape only.
-
-    Returns
-    -------
-    ndarray of float32, shape (sections, height, width, classes)
-    """
-    batch = np.zeros((batch_size, *sections.shape[1:]), dtype=np.float32)
-    np.divide(sections, np.float32(255), out=batch[: len(sections)], casting="unsafe")
-    probabilities = np.asarray(model.network.predict_on_batch(batch), dtype=np.float32)[: len(sections)]
-    return apply_temperature(probabilities, model.temperature)
 
 
 def _native(

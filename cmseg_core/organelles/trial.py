@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cmseg_core.organelles.calibration import apply_temperature
 from cmseg_core.organelles.dataset import Cube, LabelledCell, cube_of
 from cmseg_core.organelles.fusion import FusedProbabilities
-from cmseg_core.organelles.inference import CellSegmentation, on_cell, section_probabilities
+from cmseg_core.organelles.inference import CellSegmentation, axes_of, on_cell, section_probabilities
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig
 
@@ -24,14 +24,14 @@ class Trial:
     ----------
     fused : CellSegmentation
         From all directions, as the pipeline does it.
-    single : tuple of CellSegmentation
-        From the sections across z, y and x alone.
+    single : tuple of CellSegmentation or None
+        From the sections across z, y and x alone; None for an axis across which none are cut.
     uncalibrated : CellSegmentation
         As `fused`, with a temperature of 1.
     """
 
     fused: CellSegmentation
-    single: tuple[CellSegmentation, ...]
+    single: tuple[CellSegmentation | None, ...]
     uncalibrated: CellSegmentation
 
 
@@ -46,7 +46,7 @@ def try_cell(
         Its labels serve for the resin's grey alone.
     model : OrganelleModel
     config : OrganellesConfig
-        Rule of fusion and filter; all three directions are taken, whatever it says.
+        Rule of fusion, flips and filter; every direction that the shape allows is taken, whatever it says.
     preprocess : PreprocessConfig
 
     Returns
@@ -60,7 +60,8 @@ def try_cell(
     def empty(directions: int) -> FusedProbabilities:
         return FusedProbabilities(volume.shape, len(model.taxonomy), directions, config.fusion)
 
-    fused, uncalibrated, single = empty(3), empty(3), [empty(1) for _ in range(3)]
+    axes = axes_of(volume, raw, config)
+    fused, uncalibrated, single = empty(len(axes)), empty(len(axes)), {axis: empty(1) for axis in axes}
     for axis, start, _, probabilities in section_probabilities(volume, raw, config):
         if probabilities is not None:
             calibrated = apply_temperature(probabilities, model.temperature)
@@ -71,7 +72,8 @@ def try_cell(
     def finished(one: FusedProbabilities) -> CellSegmentation:
         return on_cell(one, cell, model, config, preprocess)
 
-    return Trial(finished(fused), tuple(finished(one) for one in single), finished(uncalibrated))
+    alone = tuple(finished(single[axis]) if axis in single else None for axis in range(3))
+    return Trial(finished(fused), alone, finished(uncalibrated))
 
 
 def directions_on(
@@ -93,6 +95,7 @@ def directions_on(
     Returns
     -------
     probabilities : ndarray of float32, shape (voxels, 3, classes)
+        Where no sections are cut across an axis, another direction speaks for it.
     truth : ndarray of uint8, shape (voxels,)
         Of voxels that the truth or a direction calls foreground.
     """
@@ -107,6 +110,8 @@ def directions_on(
         for axis, start, stop, probabilities in section_probabilities(image, raw, config):
             if probabilities is not None:
                 np.moveaxis(opinions[axis], axis, 0)[start:stop] = probabilities
+        axes = axes_of(image, raw, config)
+        opinions[[axis for axis in range(3) if axis not in axes]] = opinions[axes[0]]
         places = np.argwhere((labels > 0) | (opinions.argmax(axis=-1) > 0).any(axis=0))
         places = places[rng.permutation(len(places))[: voxels // len(chosen)]]
         z, y, x = places.T

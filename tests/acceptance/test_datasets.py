@@ -58,6 +58,46 @@ def test_any_taxonomy_gets_through_to_a_model(cmseg: Cmseg, place: dict[str, str
     assert (tmp_path / "two.keras").is_file()
 
 
+def test_labelled_sections_of_a_stack_are_samples_of_their_own(
+    cmseg: Cmseg, place: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "taxonomy.json").write_text(json.dumps(TWO))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    image, labels = field(tmp_path / "mine")
+    sparse = tifffile.imread(labels)
+    sparse[[0, 1, 3, 4, 6]] = 0
+    tifffile.imwrite(labels, sparse, photometric="minisblack")
+    assert cmseg("dataset", "create", "two", "--taxonomy", tmp_path / "taxonomy.json", **place).status == 0
+    add = ("dataset", "add", "two", "--image", image, "--labels", labels, "--voxel-size", 40, 5, 5)
+    refused = cmseg(*add, "--kind", "sections", "--stage", 2, **place)
+    assert (refused.status, "--stage" in refused.complaint()) == (2, True)
+    added = cmseg(*add, "--kind", "sections", "--json", **place)
+    assert added.status == 0, added.err
+    samples = added.document()["samples"]
+    assert [s["name"] for s in samples] == [f"mine/image/{n:05}" for n in (2, 5, 7)]
+    assert all(s["shape"] == [1, 48, 64] and s["kind"] == "field" for s in samples)
+    assert [s["provenance"]["section"] for s in samples] == [2, 5, 7]
+    settings = ("--config", tmp_path / "tiny.yaml", "--out", tmp_path / "two.keras", "--validation", "none", "--json")
+    trained = cmseg("train", "two", *settings, **place)
+    assert trained.status == 0, trained.err
+    assert trained.document()["scores"] == {}
+    scored = cmseg(
+        "evaluate", tmp_path / "two.keras", "two", "--predictions", tmp_path / "drawn", "--json", **place
+    )  # fmt: skip
+    assert scored.status == 0, scored.err
+    document = scored.document()
+    assert document["directions"]["z"] == document["iou"]
+    assert set(document["directions"]["x"].values()) == {None}
+    drawn = {path.name: tifffile.imread(path) for path in (tmp_path / "drawn").iterdir()}
+    assert sorted(drawn) == [f"mine-image-{n:05}.tif" for n in (2, 5, 7)]
+    right = sum((drawn[f"mine-image-{n:05}.tif"].reshape(48, 64) == 2)[sparse[n] == 2].sum() for n in (2, 5, 7))
+    found = sum((stack == 2).sum() for stack in drawn.values()) + sum((sparse[n] == 2).sum() for n in (2, 5, 7))
+    assert document["dice"]["membrane"] == pytest.approx(2 * right / found)
+    (tmp_path / "file").touch()
+    refused = cmseg("evaluate", tmp_path / "two.keras", "two", "--predictions", tmp_path / "file", **place)
+    assert (refused.status, "--predictions" in refused.complaint()) == (2, True)
+
+
 def test_a_data_set_is_shown_with_a_picture(cmseg: Cmseg, place: dict[str, str], phantom: Path, tmp_path: Path) -> None:
     assert cmseg("dataset", "create", "cells", **place).status == 0
     truth = ("--labels", phantom / "organelles.tif", "--cells", phantom / "cells.tif")

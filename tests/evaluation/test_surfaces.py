@@ -21,6 +21,17 @@ def test_equal_masks_lie_on_each_other() -> None:
     assert (distance.hd95_nm, distance.assd_nm) == (0, 0)
 
 
+def test_the_surface_of_a_section_is_its_outline() -> None:
+    wide = np.zeros((1, 24, 30), dtype=bool)
+    wide[0, 4:20, 5:25] = True
+    narrow = wide & (np.arange(30) < 22)
+    distance = surface_distance(wide, narrow, SIZE)
+    assert distance is not None
+    # 16 of the 68 outline voxels of the wide one lie 30 nm off, and few more near them; its inside counts for nothing.
+    assert distance.hd95_nm == pytest.approx(30)
+    assert 5 < distance.assd_nm < 12
+
+
 def test_a_shift_is_measured_in_nanometres() -> None:
     thin = box(slice(4, 5), slice(2, 20), slice(2, 28))
     distance = surface_distance(thin, np.roll(thin, 3, axis=0), SIZE)

@@ -38,13 +38,13 @@ def found(shift: int, sure: float = 1.0) -> Found:
 
 def record(
     shift: int,
-    single: tuple[int, int, int],
+    single: tuple[int | None, int | None, int | None],
     stage: Stage | None,
     name: str = "a",
     sure: float = 1.0,
     review_score: float = 0.0,
 ) -> CellRecord:
-    ways = [found(s) for s in single]
+    ways = [None if s is None else found(s) for s in single]
     facts = {"name": name, "stage": stage, "review_score": review_score}
     return score_cell(truth(), found(shift), ways, found(shift, sure), TAXONOMY, SIZE, **facts)
 
@@ -62,6 +62,12 @@ def test_each_direction_is_scored_apart() -> None:
     assert ways["one"]["dot"] == ways["z"]["dot"] == pytest.approx(3 / 5)
     assert ways["y"]["dot"] == pytest.approx(2 / 6)
     assert ways["x"]["dot"] == ways["three"]["dot"] == 1
+
+
+def test_a_direction_that_was_not_taken_has_no_score() -> None:
+    ways = summarise([record(0, (0, None, None), 1)], TAXONOMY)["directions"]
+    assert ways["one"]["dot"] == ways["three"]["dot"] == 1
+    assert ways["y"]["dot"] is ways["x"]["dot"] is None
 
 
 def test_stages_are_pooled_and_cells_are_kept_apart() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig, cut_window, random_greys
-from cmseg_core.organelles.dataset import LabelledCell, SectionSampler, cube_of, section_stack
+from cmseg_core.organelles.dataset import LabelledCell, SectionSampler, cube_of, section_axes, section_stack
 from cmseg_core.organelles.isolation import isolate_cell, resin_grey
 from cmseg_core.schema import PreprocessConfig, VoxelSize
 from tests.organelles.toy import GREYS, TAXONOMY, VOXEL, toy_cell
@@ -89,7 +89,7 @@ def test_sections_come_from_all_axes_and_match_their_labels() -> None:
 
 def test_geometry_moves_image_and_labels_alike() -> None:
     geometry = STILL.model_copy(
-        update={"orientations": True, "rotation_degrees": 20, "scale": 0.2, "shift": 0.1, "elastic": 0.5}
+        update={"orientations": True, "warped": 1, "rotation_degrees": 20, "scale": 0.2, "shift": 0.1, "elastic": 0.5}
     )
     images, labels = sampler(toy_cell(0, noise=0), augmentation=geometry, batch_size=48).batch(0)
     off = np.abs(images[..., 0] * 255 - np.array(GREYS)[labels]) > 45  # only at outlines, where greys blend
@@ -131,6 +131,73 @@ def test_a_field_keeps_its_scale_and_gets_cubic_voxels() -> None:
     cell = toy_cell(0)
     field = LabelledCell(cell.image[::2], cell.labels[::2], VoxelSize(z=40, y=20, x=20), field=True)
     assert cube_of(field, 16, PLAIN).labels.shape == (32, 32, 32)
+
+
+def test_a_section_alone_stays_one_whatever_its_thickness() -> None:
+    cell = toy_cell(0)
+    alone = LabelledCell(cell.image[16:17], cell.labels[16:17], VoxelSize(z=90, y=20, x=20), field=True)
+    assert cube_of(alone, 32, PLAIN).labels.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((64, 64, 64), (0, 1, 2)),
+        ((20, 300, 400), (0,)),
+        ((1, 64, 64), (0,)),
+        ((300, 20, 400), (1,)),
+        ((40, 300, 400), (0, 1, 2)),
+        ((20, 45, 9), (2,)),
+        ((8, 8, 8), (0, 1, 2)),
+    ],
+)
+def test_a_thin_volume_is_cut_across_its_thin_axis_alone(shape: tuple[int, int, int], axes: tuple[int, ...]) -> None:
+    assert section_axes(shape, 64) == axes
+
+
+def test_a_thin_field_gives_no_mirrored_sections() -> None:
+    cell = toy_cell(0, edge=64, noise=0)
+    thin = replace(cell, image=cell.image[30:34], labels=cell.labels[30:34], field=True)
+    _, labels = sampler(thin, batch_size=64).batch(0)
+    windows = np.lib.stride_tricks.sliding_window_view(thin.labels, (32, 32), axis=(1, 2)).reshape(-1, 32 * 32)
+    known = {window.tobytes() for window in windows}
+    assert all(one.astype(np.uint8).tobytes() in known for one in labels)
+
+
+def test_windows_of_a_large_section_show_the_class_they_are_drawn_for() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.ones((2, 256, 256), np.uint8)
+    labels[:, 3:6, 200:203] = 2  # at a border
+    labels[:, 120:123, 40:43] = 3
+    field = LabelledCell(rng.integers(0, 255, labels.shape).astype(np.uint8), labels, VOXEL, field=True)
+    for augmentation in (None, STILL):
+        _, seen = sampler(field, batch_size=300, augmentation=augmentation).batch(0)
+        shown = [(seen == c).any(axis=(1, 2)).mean() for c in (2, 3)]
+        # A sixth of the windows is drawn for each of the three classes; any other shows one of these in 2 of 100 cases.
+        assert min(shown) > 0.12
+
+
+def test_sections_that_are_not_warped_keep_their_voxels() -> None:
+    rng = np.random.default_rng(0)
+    section = (np.arange(50 * 61) % 251).astype(np.uint8).reshape(50, 61)
+    small = section[:32, :32]
+    ways = {np.ascontiguousarray(np.rot90(m, k)).tobytes() for m in (small, small.T) for k in range(4)}
+    windows = np.lib.stride_tricks.sliding_window_view(section, (32, 32)).reshape(-1, 32, 32)
+    known = {window.tobytes() for window in windows}
+
+    def cut(image: np.ndarray, warped: float) -> np.ndarray:
+        config = AugmentationConfig(warped=warped, shift=0.0)
+        grey, labels = cut_window(rng, image[..., None], image, 32, config)
+        if not warped:
+            assert np.array_equal(grey[..., 0], labels)
+        return labels
+
+    assert {cut(small, 0.0).tobytes() for _ in range(80)} == ways
+    for _ in range(20):
+        one = cut(section, 0.0)
+        turned = [np.ascontiguousarray(np.rot90(m, k)) for m in (one, one.T) for k in range(4)]
+        assert any(way.tobytes() in known for way in turned)
+    assert 20 < sum(cut(small, 0.5).tobytes() in ways for _ in range(80)) < 60
 
 
 def test_neighbouring_sections_are_channels() -> None:

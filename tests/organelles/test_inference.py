@@ -10,7 +10,7 @@ import pytest
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.fusion import FusedProbabilities
-from cmseg_core.organelles.inference import label_cell, predict_sections, predict_volume, segment_cell, tile_spans
+from cmseg_core.organelles.inference import axes_of, label_cell, predict_volume, segment_cell
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.preprocess.resample import CubeGrid
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize
@@ -18,6 +18,17 @@ from tests.organelles.toy import GREYS, TAXONOMY, VOXEL, toy_cell
 
 PLAIN = PreprocessConfig(bilateral_spatial_sigma=0, interpolation="nearest")
 UNFILTERED = OrganellesConfig(filter="none", batch_size=12)
+
+
+class _Watched:
+    """A network that notes the shapes of the batches it is given."""
+
+    def __init__(self, network: keras.Model, seen: list[tuple[int, ...]]) -> None:
+        self.network, self.seen, self.input_shape = network, seen, network.input_shape
+
+    def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
+        self.seen.append(batch.shape)
+        return self.network.predict_on_batch(batch)
 
 
 @pytest.fixture(scope="module")
@@ -176,31 +187,27 @@ def test_fields_are_tiled_and_small_ones_mirrored(by_grey) -> None:
         assert np.array_equal(label_cell(field, by_grey, UNFILTERED, PLAIN).labels, labels)
 
 
-@pytest.mark.parametrize(("length", "size"), [(10, 32), (32, 32), (33, 32), (60, 32), (61, 32), (500, 32)])
-def test_tiles_cover_an_edge_once_and_overlap(length: int, size: int) -> None:
-    spans = tile_spans(length, size)
-    kept = [i for _, low, high in spans for i in range(low, high)]
-    assert kept == list(range(length))
-    assert all(start <= low and high <= start + size for start, low, high in spans)
-    assert all(start + size <= max(length, size) for start, _, _ in spans)
-    overlaps = [a[0] + size - b[0] for a, b in zip(spans, spans[1:], strict=False)]
-    assert all(overlap >= size // 8 for overlap in overlaps)
-
-
-def test_batches_are_filled_up_to_one_size(by_grey) -> None:
-    sections = toy_cell(2).image[:5, ..., None]
+def test_a_thin_field_is_cut_in_one_direction(by_grey) -> None:
+    cell = toy_cell(1, edge=45, noise=0)
+    thin = replace(cell, labels=cell.labels[:5], image=cell.image[:5], field=True)
+    assert axes_of(thin.image, by_grey, UNFILTERED) == (0,)
     seen = []
+    watched = replace(by_grey, network=_Watched(by_grey.network, seen))
+    found = label_cell(thin, watched, UNFILTERED, PLAIN)
+    assert np.array_equal(found.labels, thin.labels)
+    assert found.disagreement == 0
+    # Four tiles cover a section; in batches of twelve the five sections take two.
+    assert len(seen) == 2
 
-    class Watched:
-        input_shape = by_grey.network.input_shape
 
-        @staticmethod
-        def predict_on_batch(batch: np.ndarray) -> np.ndarray:
-            seen.append(batch.shape)
-            return by_grey.network.predict_on_batch(batch)
-
-    found = predict_sections(sections, replace(by_grey, network=Watched()), 12)
-    assert seen == [(12, 32, 32, 1)] and found.shape == (5, 32, 32, 4)
+def test_a_section_alone_is_filtered_in_itself(by_grey) -> None:
+    image = np.full((1, 32, 32), GREYS[1], np.uint8)
+    image[0, 1, 1] = GREYS[3]
+    alone = replace(toy_cell(1), image=image, labels=np.ones_like(image), voxel_size=VoxelSize(z=90, y=20, x=20))
+    config = UNFILTERED.model_copy(update={"filter": "median"})
+    found = label_cell(replace(alone, field=True), by_grey, config, PLAIN)
+    assert found.labels.shape == (1, 32, 32)
+    assert (found.labels == 1).all()
 
 
 @pytest.mark.parametrize(

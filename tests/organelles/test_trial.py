@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 
 from cmseg_core.organelles.dataset import cube_of
-from cmseg_core.organelles.inference import label_cell, predict_sections
+from cmseg_core.organelles.inference import label_cell
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import build_unet
+from cmseg_core.organelles.tiling import predict_sections
 from cmseg_core.organelles.trial import directions_on, try_cell
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig
 from tests.organelles.toy import TAXONOMY, toy_cell
@@ -24,6 +25,21 @@ def test_every_way_is_what_the_pipeline_would_give() -> None:
     np.testing.assert_array_equal(trial.uncalibrated.confidence, raw.confidence)
     assert (raw.confidence != fused.confidence).any()
     assert len({way.confidence.tobytes() for way in trial.single}) == 3
+
+
+def test_a_thin_field_has_one_direction_and_it_is_what_the_pipeline_gives() -> None:
+    cell = toy_cell(0, edge=44)
+    thin = replace(cell, image=cell.image[20:23], labels=cell.labels[20:23], field=True)
+    config, preprocess = OrganellesConfig(flips=4), PreprocessConfig()
+    model = OrganelleModel(build_unet(len(TAXONOMY), 32, width=4, depth=2), TAXONOMY, 32, temperature=0.5)
+    trial = try_cell(thin, model, config, preprocess)
+    assert trial.single[1:] == (None, None)
+    for way in (trial.fused, trial.single[0]):
+        assert way is not None
+        np.testing.assert_array_equal(way.confidence, label_cell(thin, model, config, preprocess).confidence)
+    said, _ = directions_on(model, [cube_of(thin, 32, preprocess)])
+    np.testing.assert_array_equal(said[:, 1], said[:, 0])
+    np.testing.assert_allclose(said.sum(axis=-1), 1, atol=1e-4)
 
 
 def test_voxels_are_told_with_what_each_direction_says_of_them() -> None:
