@@ -65,10 +65,13 @@ def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console)
         del model
         gc.collect()
     scores = summarise(records, taxonomy)
-    text = "\n\n".join(
-        [_table_of_sections(cases), _table_of_stages(scores, taxonomy.names), described(scores, taxonomy)]
-    )
-    return {"cases": cases, **scores}, text
+    document = {"cases": cases, **scores}
+    return document, f"{paper_tables(document)}\n\n{described(scores, taxonomy)}"
+
+
+def paper_tables(document: dict[str, Any]) -> str:
+    """What :func:`cross_validate` found, in the form of Tables 1 and 3 of Kousaka et al. 2025."""
+    return f"{_table_of_sections(document['cases'])}\n\n{_table_of_stages(document, tuple(document['iou']))}"
 
 
 def _sections(cell: Any, size: int) -> tuple[int, ...]:
