@@ -30,7 +30,7 @@ VALIDATION_SEED = 982_451_653
 class TrainingConfig(Frozen):
     """How a network is trained. :meth:`of` gives the presets."""
 
-    preset: Literal["starter", "paper", "custom"] = "starter"
+    preset: Literal["best", "paper", "custom"] = "best"
     width: Positive = 16
     depth: Positive = 4
     attention: bool = True
@@ -62,7 +62,7 @@ class TrainingConfig(Frozen):
 
     @classmethod
     def of(cls, preset: str, **changes: Any) -> TrainingConfig:
-        """The preset ``starter`` or ``paper`` with some fields changed.
+        """The preset ``best`` or ``paper`` with some fields changed.
 
         Raises
         ------
@@ -79,7 +79,7 @@ class TrainingConfig(Frozen):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "starter": {},
+    "best": {},
     "paper": {
         "width": 64,
         "section_size": 256,
