@@ -75,6 +75,8 @@ def test_every_epoch_is_told_and_the_model_carries_its_story(once, tmp_path) -> 
     assert loaded.metadata["training"]["width"] == 4 and loaded.metadata["validation"] == ["toy1"]
     assert loaded.metadata["best"]["mean_iou"] == max(row["mean_iou"] for row in rows)
     assert loaded.temperature == result.model.temperature != 1.0
+    assert loaded.fusion is not None
+    np.testing.assert_allclose(loaded.fusion, 1 / 3)  # one cell kept for validation proves nothing
 
 
 class ScriptedNetwork:
