@@ -17,6 +17,9 @@ _FULL = 65535
 AXES = ("z", "y", "x")
 """Names of the directions, by the axis across which their sections are cut."""
 
+Rule = Literal["model", "mean", "maximum"]
+"""How directions are fused: weighted as the model says, all alike, or the highest of them."""
+
 Weights = NDArray[np.float64]
 """What each direction counts for in each class, shape (3, classes): not negative, and of sum 1 over the directions."""
 
@@ -26,9 +29,7 @@ def equal_weights(classes: int) -> Weights:
     return np.full((len(AXES), classes), 1 / len(AXES))
 
 
-def weights_of(
-    rule: Literal["model", "mean", "maximum"], fitted: Weights | None, axes: Sequence[int], classes: int
-) -> Weights | None:
+def weights_of(rule: Rule, fitted: Weights | None, axes: Sequence[int], classes: int) -> Weights | None:
     """What each direction counts for, where sections are cut across `axes` alone.
 
     Parameters

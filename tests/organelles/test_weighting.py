@@ -72,6 +72,7 @@ def test_fusing_never_loses_on_cells_it_was_not_fitted_to(seed: int, spoilt) -> 
         blur[direction, number] = 8.0
     weights = fit_weights(*opinions(seed, blur))
     said, truth, _ = opinions(100 + seed, blur)
+    assert (weights >= 0).all()
     fused, mean = (iou(fuse(said, w).argmax(axis=1), truth) for w in (weights, equal_weights(CLASSES)))
     assert (fused >= best_alone(said, truth)).all()
     assert fused.mean() >= mean.mean() - 1e-3
