@@ -47,7 +47,7 @@ Where state lives and which services are used. Set by environment variables.
 TRAINING_INTRODUCTION = """\
 ## Training
 
-How a U-Net is trained. The defaults are the preset `starter`; the preset `paper` takes what its column shows.
+How a U-Net is trained. The defaults are the preset `best`; the preset `paper` takes what its column shows.
 """
 
 

@@ -97,7 +97,7 @@ def train(
     /,
     *,
     model: Literal["unet", "sam"] = "unet",
-    preset: str = "starter",
+    preset: str = "best",
     config: Path | None = None,
     validation: str | None = None,
     initial: str | None = None,
@@ -118,7 +118,7 @@ def train(
     model
         The network for organelles, or the one that finds cells.
     preset
-        Of the U-Net: starter or paper.
+        Of the U-Net: best or paper.
     config
         Settings of the training (YAML or JSON) that differ from the preset.
     validation

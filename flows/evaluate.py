@@ -110,6 +110,19 @@ def _file_name(sample: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]', '-', sample)}.tif"
 
 
+def _fusing(gains: dict[str, float | None]) -> str:
+    """Whether a single direction does better than all three in any class, in one line."""
+    known = {name: gain for name, gain in gains.items() if gain is not None}
+    if not known:
+        return "sections across one axis only: nothing to fuse"
+    lost = ", ".join(f"{name} ({gain:+.3f})" for name, gain in known.items() if gain < 0)
+    if lost:
+        return f"fusing lost to the best single direction in {lost}"
+    return (
+        f"fusing is at least as good as the best single direction in every class (by {min(known.values()):.3f} or more)"
+    )
+
+
 def described(scores: dict[str, Any], taxonomy: Taxonomy) -> str:
     """The scores of a model as tables: by class, and one direction against three by stage as in the paper's Table 3."""
     rows = []
@@ -117,11 +130,19 @@ def described(scores: dict[str, Any], taxonomy: Taxonomy) -> str:
         ends, cell = scores["intervals"][c.name], scores["per_cell"][c.name]
         span = "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
         one, three = (scores["directions"][way][c.name] for way in ("one", "three"))
+        best = scores["fusion"]["best"][c.name]
+        alone = None if best is None else f"{scores['directions'][best][c.name]:.3f} {best}"
         right = cell["right_counts"]
-        rows.append((c.name, one, three, span, scores["dice"][c.name], cell["hd95_nm"], cell["assd_nm"],
+        rows.append((c.name, one, alone, three, span, scores["dice"][c.name], cell["hd95_nm"], cell["assd_nm"],
                      cell["volume_ratio"], right))  # fmt: skip
-    head = ("class", "1 dir.", "3 dir.", "95 %", "Dice", "HD95 nm", "ASSD nm", "volume", "counts")
-    parts = [f"{len(scores['cells'])} cells, IoU pooled over them", "", format_table(head, rows)]
+    head = ("class", "1 dir.", "best dir.", "3 dir.", "95 %", "Dice", "HD95 nm", "ASSD nm", "volume", "counts")
+    parts = [
+        f"{len(scores['cells'])} cells, IoU pooled over them",
+        "",
+        format_table(head, rows),
+        "",
+        _fusing(scores["fusion"]["gain"]),
+    ]
     if scores["per_stage"]:
         parts += ["", class_table({f"stage {stage}": iou for stage, iou in scores["per_stage"].items()})]
     errors = scores["calibration"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.dataset import LabelledCell, cube_of, denoise, section_axes, section_stack
-from cmseg_core.organelles.fusion import FusedProbabilities
+from cmseg_core.organelles.fusion import FusedProbabilities, weights_of
 from cmseg_core.organelles.isolation import dilate, isolate_cell, resin_grey
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.tiling import predict_tiled, sections_at_once
@@ -169,8 +169,9 @@ def predict_volume(
     -------
     FusedProbabilities
     """
-    directions = len(axes_of(volume, model, config))
-    fused = FusedProbabilities(volume.shape, len(model.taxonomy), directions, config.fusion)
+    classes = len(model.taxonomy)
+    weights = weights_of(config.fusion, model.fusion, axes_of(volume, model, config), classes)
+    fused = FusedProbabilities(volume.shape, classes, weights)
     for axis, start, stop, probabilities in section_probabilities(volume, model, config, reach):
         if probabilities is None:
             fused.add_background(axis, start, stop)

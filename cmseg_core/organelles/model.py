@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
+from cmseg_core.organelles.fusion import AXES, Weights
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.schema import Taxonomy, first_problem
 
@@ -40,6 +41,9 @@ class OrganelleModel:
         Divides the logarithms of the probabilities; 1 leaves them as they are.
     metadata : dict
         ``architecture`` (arguments of :func:`build_unet`), and whatever the training recorded. JSON values only.
+    fusion : ndarray of float64, shape (3, classes), or None
+        What the sections across z, y and x count for in each class when the directions are fused, of sum 1 over the
+        directions. None, as in files of earlier versions: all count alike.
     """
 
     network: keras.Model
@@ -47,6 +51,7 @@ class OrganelleModel:
     section_size: int
     temperature: float = 1.0
     metadata: dict[str, Any] = field(default_factory=dict)
+    fusion: Weights | None = None
 
     @property
     def channels(self) -> int:
@@ -78,6 +83,7 @@ def save_model(model: OrganelleModel, path: str | Path, *, half: bool = False) -
         "section_size": model.section_size,
         "temperature": model.temperature,
         "metadata": model.metadata,
+        "fusion": None if model.fusion is None else _by_class(model.fusion, model.taxonomy),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -118,6 +124,7 @@ def load_model(path: str | Path, *, policy: Precision | None = None) -> Organell
         taxonomy = Taxonomy.model_validate(content["taxonomy"])
         section_size, temperature = int(content["section_size"]), float(content["temperature"])
         metadata = dict(content["metadata"])
+        fusion = None if content.get("fusion") is None else _weights(content["fusion"], taxonomy)
     except ValidationError as error:
         raise InputError(path, f"has damaged metadata ({first_problem(error)})", _MEND) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -132,7 +139,7 @@ def load_model(path: str | Path, *, policy: Precision | None = None) -> Organell
     if network.output_shape[-1] != len(taxonomy):
         reason = f"has {network.output_shape[-1]} output channels for {len(taxonomy)} classes"
         raise InputError(path, reason, _MEND)
-    model = OrganelleModel(network, taxonomy, section_size, temperature, metadata)
+    model = OrganelleModel(network, taxonomy, section_size, temperature, metadata, fusion)
     return model if policy is None else with_precision(model, policy)
 
 
@@ -151,7 +158,21 @@ def with_precision(model: OrganelleModel, policy: Precision) -> OrganelleModel:
     with precision(policy):
         network = build_unet(**architecture)
     network.set_weights(model.network.get_weights())
-    return OrganelleModel(network, model.taxonomy, model.section_size, model.temperature, model.metadata)
+    return replace(model, network=network)
+
+
+def _by_class(fusion: Weights, taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
+    """Weights as they stand in the file: class name to direction to weight."""
+    shares = fusion.T.tolist()
+    return {name: dict(zip(AXES, share, strict=True)) for name, share in zip(taxonomy.names, shares, strict=True)}
+
+
+def _weights(content: dict[str, dict[str, float]], taxonomy: Taxonomy) -> Weights:
+    """The inverse of :func:`_by_class`; raises ValueError or KeyError where the content is no such thing."""
+    weights = np.array([[float(content[name][axis]) for name in taxonomy.names] for axis in AXES])
+    if not ((weights >= 0).all() and np.allclose(weights.sum(axis=0), 1)):
+        raise ValueError("weights of the directions that are no shares of 1")
+    return weights
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -13,14 +13,16 @@ from pydantic import Field, ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig
-from cmseg_core.organelles.calibration import fit_temperature
+from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
 from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of
 from cmseg_core.organelles.epochs import compile_network, run_epochs
+from cmseg_core.organelles.fusion import equal_weights
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.optimizer import OptimizerName
 from cmseg_core.organelles.trial import directions_on
-from cmseg_core.schema import Frozen, OrganellesConfig, PreprocessConfig, Taxonomy, first_problem
+from cmseg_core.organelles.weighting import fit_weights
+from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
 
 Positive = Annotated[int, Field(ge=1)]
 VALIDATION_SEED = 982_451_653
@@ -30,7 +32,7 @@ VALIDATION_SEED = 982_451_653
 class TrainingConfig(Frozen):
     """How a network is trained. :meth:`of` gives the presets."""
 
-    preset: Literal["starter", "paper", "custom"] = "starter"
+    preset: Literal["best", "paper", "custom"] = "best"
     width: Positive = 16
     depth: Positive = 4
     attention: bool = True
@@ -62,7 +64,7 @@ class TrainingConfig(Frozen):
 
     @classmethod
     def of(cls, preset: str, **changes: Any) -> TrainingConfig:
-        """The preset ``starter`` or ``paper`` with some fields changed.
+        """The preset ``best`` or ``paper`` with some fields changed.
 
         Raises
         ------
@@ -79,7 +81,7 @@ class TrainingConfig(Frozen):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "starter": {},
+    "best": {},
     "paper": {
         "width": 64,
         "section_size": 256,
@@ -120,7 +122,8 @@ def train(
     """Train a network on labelled cells.
 
     The weights kept are those of the epoch with the best mean IoU of the foreground classes on the validation cells,
-    or the last ones where there is no validation. With validation cells the temperature is fitted too.
+    or the last ones where there is no validation. With validation cells the weights
+    of the directions and the temperature are fitted too.
 
     Parameters
     ----------
@@ -184,11 +187,15 @@ def train(
         "fine_tuned": initial is not None,
     }
     model = OrganelleModel(plain, taxonomy, size, 1.0, metadata)
-    if held_out_cubes:
-        model = replace(
-            model, temperature=fit_temperature(*directions_on(model, held_out_cubes), OrganellesConfig().fusion)
-        )
-    return TrainingResult(model, history)
+    return TrainingResult(_fitted(model, held_out_cubes) if held_out_cubes else model, history)
+
+
+def _fitted(model: OrganelleModel, held_out: list[Cube]) -> OrganelleModel:
+    """The model with its weights of the directions, and the temperature of what they then say together."""
+    said, truth, cell = directions_on(model, held_out)
+    softened = apply_temperature(said, fit_temperature(said, truth, equal_weights(len(model.taxonomy))))
+    weights = fit_weights(softened, truth, cell)
+    return replace(model, fusion=weights, temperature=fit_temperature(said, truth, weights))
 
 
 def _architecture(config: TrainingConfig, taxonomy: Taxonomy, initial: OrganelleModel | None) -> dict[str, Any]:

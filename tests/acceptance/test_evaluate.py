@@ -21,6 +21,12 @@ def test_a_model_is_scored_by_class_stage_and_direction(cmseg: Cmseg, unet: Path
     assert set(CLASSES) < set(scores["iou"]) == set(scores["dice"])
     assert set(scores["directions"]) == {"one", "three", "z", "y", "x"}
     assert scores["directions"]["three"] == scores["iou"]
+    fusion = scores["fusion"]
+    for name in CLASSES:
+        best = max(scores["directions"][way][name] for way in "zyx")
+        assert scores["directions"][fusion["best"][name]][name] == best
+        assert fusion["gain"][name] == pytest.approx(scores["iou"][name] - best)
+        assert (name in fusion["lost"]) == (fusion["gain"][name] < 0)
     assert {cell["stage"] for cell in scores["cells"]} == {int(stage) for stage in scores["per_stage"]}
     for name in CLASSES:
         low, high = scores["intervals"][name]
@@ -32,7 +38,18 @@ def test_a_model_is_scored_by_class_stage_and_direction(cmseg: Cmseg, unet: Path
     assert all(0 <= cell["review_score"] <= 1 for cell in scores["cells"])
     assert scores["model"]["sha256"]
     table = cmseg("evaluate", unet, phantom).out
-    assert all(name in table for name in (*CLASSES, "3 dir.", "stage 1", "calibration", "risk-coverage"))
+    assert all(
+        name in table
+        for name in (
+            *CLASSES,
+            "best dir.",
+            "3 dir.",
+            "best single direction in",
+            "stage 1",
+            "calibration",
+            "risk-coverage",
+        )
+    )
 
 
 def test_what_does_not_fit_gets_one_line(cmseg: Cmseg, unet: Path, tmp_path: Path) -> None:

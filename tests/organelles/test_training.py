@@ -75,6 +75,8 @@ def test_every_epoch_is_told_and_the_model_carries_its_story(once, tmp_path) -> 
     assert loaded.metadata["training"]["width"] == 4 and loaded.metadata["validation"] == ["toy1"]
     assert loaded.metadata["best"]["mean_iou"] == max(row["mean_iou"] for row in rows)
     assert loaded.temperature == result.model.temperature != 1.0
+    assert loaded.fusion is not None
+    np.testing.assert_allclose(loaded.fusion, 1 / 3)  # one cell kept for validation proves nothing
 
 
 class ScriptedNetwork:
@@ -185,7 +187,7 @@ def test_mixed_precision_gives_a_plain_network(policy: str) -> None:
 def test_learning_rates_follow_their_schedules() -> None:
     paper = TrainingConfig.of("paper")
     assert [learning_rate(paper, 0.5, e) for e in (0, 1, 4)] == pytest.approx([1e-5, 0.95e-5, 1e-5 * 0.95**4])
-    cosine = TrainingConfig.of("starter")
+    cosine = TrainingConfig.of("best")
     rates = [learning_rate(cosine, p, 0) for p in (0.0, 0.03, 0.5, 1.0)]
     assert rates[1] == pytest.approx(2e-3) and rates[3] == pytest.approx(2e-5)
     assert rates[0] < rates[1] > rates[2] > rates[3]
@@ -202,9 +204,9 @@ def test_presets_and_their_limits() -> None:
     )
     assert paper.preset == "paper" and paper.seed == 3
     with pytest.raises(InputError, match="not a preset"):
-        TrainingConfig.of("best")
+        TrainingConfig.of("starter")
     with pytest.raises(InputError, match="colour"):
-        TrainingConfig.of("starter", colour=1)
+        TrainingConfig.of("best", colour=1)
     with pytest.raises(InputError, match="multiple of 2"):
         train([toy_cell(0)], TINY.model_copy(update={"section_size": 31}), TAXONOMY, preprocess=PLAIN)
     with pytest.raises(InputError, match="no cell"):

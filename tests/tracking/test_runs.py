@@ -26,7 +26,7 @@ def test_a_run_keeps_settings_epochs_and_files(uri: str, tmp_path: Path) -> None
         for epoch, loss in enumerate((0.5, 0.25)):
             run.log_metrics({"loss": loss, "iou": {"nucleus": None, "plastid": float("nan")}}, step=epoch)
         run.log_artifact(tmp_path / "model.keras", "files")
-        run.set_tags({"preset": "starter"})
+        run.set_tags({"preset": "best"})
         version = register_file(tmp_path / "model.keras", "m-run", "unet", uri, run_id=run.run_id)
     client = connect(uri)
     kept = client.get_run(run.run_id)
