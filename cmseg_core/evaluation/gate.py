@@ -15,8 +15,9 @@ from cmseg_core.schema import STAGES, Frozen, Stage, Taxonomy
 
 FEW = 5
 """Of fewer cells all draws of a bootstrap lie between the worst and the best cell, which says little of the spread."""
-CELL_SPREAD = 0.03
-"""Standard deviation, between two models of equal worth, of the difference in IoU of one class in one cell."""
+CELL_SPREAD = 0.06
+"""Standard deviation, between two models of like worth, of the difference in IoU of one class in one cell. Measured on
+16 simulated cells between the packaged U-Net and the one before it: .02 to .09 by class, .06 in root mean square."""
 
 
 class Scored(Protocol):
@@ -113,7 +114,7 @@ def judge(champion: Sequence[Scored], challenger: Sequence[Scored], taxonomy: Ta
     below 0. A challenger that scores the same passes.
 
     With fewer than five cells in a stage the interval takes the spread of as many cells drawn from all, and is no
-    narrower than it would be if the difference of a single cell had a standard deviation of 0.03.
+    narrower than it would be if the difference of a single cell had a standard deviation of 0.06.
 
     Parameters
     ----------
