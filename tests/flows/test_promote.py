@@ -110,25 +110,22 @@ def test_of_two_the_better_one_is_champion_and_stays_it(
         run("models:/mine@champion", tiny, local)
 
 
-def test_a_challenger_that_passed_waits_for_a_yes(
-    local: Workspace, uri: str, tiny: Path, networks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("yes", [True, False])
+def test_a_challenger_that_passed_waits_for_a_persons_answer(
+    local: Workspace, uri: str, tiny: Path, networks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, yes: bool
 ) -> None:
     from flows import promote as module
 
     monkeypatch.setattr(module, "ASK_SECONDS", 1)
     register_file(networks(1), "asked", "unet", uri)
-    thread = answered({"promote": False, "name": "Ada", "comment": "plastids look odd"})
-    no = run("models:/asked/1", tiny, local, approval=True)
+    thread = answered({"promote": yes, "name": "Ada", "comment": "plastids look odd"})
+    audit = run("models:/asked/1", tiny, local, approval=True)
     thread.join()
-    assert (no.action, no.reasons) == ("declined", ("Ada said no: plastids look odd",))
-    assert champion("asked", uri) is None
-    thread = answered({"promote": True, "name": "Ada"})
-    yes = run("models:/asked/1", tiny, local, approval=True)
-    thread.join()
-    assert yes.action == "promoted"
-    assert yes.approval == {"promote": True, "name": "Ada", "comment": ""}
-    assert champion("asked", uri) == "1"
-    assert [audit.action for audit in read_audits(uri, "asked")] == ["declined", "promoted"]
+    assert audit.action == ("promoted" if yes else "declined")
+    assert audit.approval == {"promote": yes, "name": "Ada", "comment": "plastids look odd"}
+    assert yes or audit.reasons == ("Ada said no: plastids look odd",)
+    assert champion("asked", uri) == ("1" if yes else None)
+    assert read_audits(uri, "asked") == [audit]
 
 
 def test_without_an_answer_nothing_moves(
