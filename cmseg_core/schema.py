@@ -377,9 +377,10 @@ class Workspace(BaseSettings):
     s3_region: str = "us-east-1"
     mlflow_tracking_uri: str | None = None
     """By default an SQLite file in the workspace."""
-    unet: str = "packaged"
-    sam: str = "packaged"
-    """Model references: ``packaged``, a file, ``models:/name/version`` or ``models:/name@alias``."""
+    unet: str = "champion"
+    sam: str = "champion"
+    """Model references: ``champion`` (``packaged`` where there is none), ``packaged``, a file, ``models:/name/version``
+    or ``models:/name@alias``."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of each numeric library; 0 takes the number of cores this process may use."""

@@ -37,7 +37,8 @@ app = App(
     help="""Unattended segmentation of cells and organelles in 3D electron microscopy.
 
     Sizes are nanometres, in the order z y x. Exit status: 0 done; 2 bad usage or bad input; 3 finished, with some
-    items quarantined; 1 a fault of cmseg. With --debug (or CMSEG_DEBUG=1) any command prints tracebacks.""",
+    items quarantined, or a challenger refused; 1 a fault of cmseg. With --debug (or CMSEG_DEBUG=1) any command prints
+    tracebacks.""",
     version=lambda: version("cmseg"),
     default_parameter=Parameter(negative=()),
     result_action="return_value",
@@ -111,9 +112,9 @@ def run(
     out
         New folder for the result. The same run once more finds it done; another run's result is never touched.
     unet
-        Model for organelles: packaged, a .keras file, models:/name/version or models:/name@alias.
+        Model for organelles: champion (the default), packaged, a file, models:/name/version or models:/name@alias.
     sam
-        Model for cells: packaged, a .pt file, models:/name/version or models:/name@alias.
+        Model for cells: champion (the default), packaged, a file, models:/name/version or models:/name@alias.
     max_memory
         Gigabytes that may be used.
     """

@@ -171,7 +171,7 @@ def evaluate(
     Parameters
     ----------
     model
-        packaged, a .keras file, models:/name/version or models:/name@alias.
+        champion, challenger, packaged, a .keras file, models:/name/version or models:/name@alias.
     dataset
         Data set (name, or name@version), or a folder of acquisitions with truth.
     case
@@ -213,8 +213,76 @@ def import_model(
     name
         Name in the registry; by default cmseg-unet or cmseg-sam.
     alias
-        Such as challenger.
+        Such as challenger; champion and former come from `promote` alone.
     """
     from flows.models import import_file
 
     return import_file(Console(json), file, role, name, alias)
+
+
+@models.command(name="promote")
+def promote_model(
+    model: str, dataset: str, /, *, config: Settings = None, approval: bool = False, json: Json = False
+) -> int:
+    """Let a challenger take the champion's place, if it passes the gate.
+
+    Both are scored on the same cells. A challenger is refused where a class falls in a stage, or over all cells, beyond
+    the bootstrap interval of the difference, or where the mean over the classes falls. Exit status 3 then, and 0 where
+    it is champion. Every decision is kept: `cmseg models audit`.
+
+    Parameters
+    ----------
+    model
+        challenger (the latest training), models:/name/version or models:/name@alias.
+    dataset
+        Data set (name, or name@version), or a folder of acquisitions with truth. Best one that neither was trained on.
+    approval
+        Having passed, wait for a person's yes in the Prefect UI, a day at most.
+    """
+    from flows.models import promote_model
+
+    return promote_model(Console(json), model, dataset, config, approval)
+
+
+@models.command(name="rollback")
+def roll_back(name: str = "cmseg-unet", /, *, json: Json = False) -> int:
+    """Let the former champion be champion again; once more leads to the one before it.
+
+    Parameters
+    ----------
+    name
+        Name in the registry.
+    """
+    from flows.models import roll_back
+
+    return roll_back(Console(json), name)
+
+
+@models.command(name="audit")
+def show_audit(name: str | None = None, /, *, json: Json = False) -> int:
+    """List every promotion, refusal and rollback, with the figures.
+
+    Parameters
+    ----------
+    name
+        Name in the registry; by default all.
+    """
+    from flows.models import show_audit
+
+    return show_audit(Console(json), name)
+
+
+@models.command(name="export")
+def export_model(model: str, file: Path, /, *, json: Json = False) -> int:
+    """Write a model to a file.
+
+    Parameters
+    ----------
+    model
+        champion, challenger, packaged, models:/name/version or models:/name@alias.
+    file
+        New file, .keras or .pt; its ending tells which of the packaged models is meant.
+    """
+    from flows.models import export_file
+
+    return export_file(Console(json), model, file)

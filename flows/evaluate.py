@@ -50,10 +50,7 @@ def evaluate_local(
     from cmseg_core.organelles.model import load_model
 
     network = load_model(resolved.path)
-    if network.taxonomy.names != material.taxonomy.names:
-        reason = f"knows the classes {', '.join(network.taxonomy.names)}"
-        mend = f"the data set has {', '.join(material.taxonomy.names)}: score on one of the same classes"
-        raise InputError(model, reason, mend)
+    check_classes(model, network.taxonomy, material.taxonomy)
     if case is None:
         cells = read_all(material, store.open, pipeline, console.say)
     else:
@@ -67,6 +64,14 @@ def evaluate_local(
     }
     console.result({**facts, **scores}, described(scores, network.taxonomy))
     return DONE
+
+
+def check_classes(model: str, known: Taxonomy, wanted: Taxonomy) -> None:
+    """Raise `InputError` where a model knows other classes than the data set it is to be scored on."""
+    if known.names != wanted.names:
+        reason = f"knows the classes {', '.join(known.names)}"
+        mend = f"the data set has {', '.join(wanted.names)}: score on one of the same classes"
+        raise InputError(model, reason, mend)
 
 
 def score_cells(

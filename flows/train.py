@@ -278,7 +278,7 @@ def _registered(
         path = Path(folder, f"{name}{SUFFIXES[role][0]}")
         save(path)
         if job.out is not None:
-            _copy(path, job.out)
+            copy_whole(path, job.out)
         version = register_file(
             path,
             name,
@@ -290,7 +290,7 @@ def _registered(
     return Trained(model=f"models:/{name}/{version}", run_id=run.run_id, scores=scores)
 
 
-def _copy(path: Path, out: Path) -> None:
+def copy_whole(path: Path, out: Path) -> None:
     """Copy by way of a temporary name, so that `out` is whole or absent."""
     staged = out.with_name(f".{out.name}.partial")
     shutil.copyfile(path, staged)

@@ -28,7 +28,9 @@ def pooled_iou(tables: NDArray[np.integer]) -> NDArray[np.float64]:
         return np.where(union > 0, shared / union, np.nan)
 
 
-def resampled_iou(tables: NDArray[np.integer], seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+def resampled_iou(
+    tables: NDArray[np.integer], seed: int = 0, resamples: int = RESAMPLES, size: int | None = None
+) -> NDArray[np.float64]:
     """IoU of every class pooled over cells drawn with replacement.
 
     Parameters
@@ -38,6 +40,8 @@ def resampled_iou(tables: NDArray[np.integer], seed: int = 0, resamples: int = R
     seed : int
         The same seed draws the same cells, so that two models on one data set are compared draw by draw.
     resamples : int
+    size : int, optional
+        Cells in a draw; by default as many as there are.
 
     Returns
     -------
@@ -48,7 +52,7 @@ def resampled_iou(tables: NDArray[np.integer], seed: int = 0, resamples: int = R
     .. [1] Efron, "Bootstrap methods: another look at the jackknife", 1979.
     """
     count = len(tables)
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    times = np.random.default_rng(seed).multinomial(size or count, np.full(count, 1 / count), size=resamples)
     drawn = np.tensordot(times, tables, axes=1)
     return pooled_iou(drawn)
 

@@ -64,6 +64,21 @@ def describe(reference: str, tracking_uri: str) -> RegisteredVersion:
         return _version(client.get_model_version(name, str(version)))
 
 
+def find_alias(name: str, alias: str, tracking_uri: str) -> RegisteredVersion | None:
+    """The version that bears an alias; None where there is no such model, or none of its versions bears it."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(tracking_uri)
+    with reported(name):
+        try:
+            version = client.get_registered_model(name).aliases.get(alias)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return None if version is None else _version(client.get_model_version(name, str(version)))
+
+
 def list_versions(tracking_uri: str) -> list[RegisteredVersion]:
     """Every registered version, by name and number."""
     client = connect(tracking_uri)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from cmseg_core.storage.manifest import file_sha256
-from cmseg_core.tracking.catalogue import RegisteredVersion, check_name, describe, search
-from cmseg_core.tracking.connection import connect, experiment_id, reported
+from cmseg_core.tracking.catalogue import RegisteredVersion, check_name, describe, find_alias, search
+from cmseg_core.tracking.connection import SQLITE, connect, database, experiment_id, reported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +36,7 @@ MODEL_NAMES: dict[Role, str] = {"unet": "cmseg-unet", "sam": "cmseg-sam"}
 SUFFIXES: dict[Role, tuple[str, ...]] = {"unet": (".keras",), "sam": (".pt", ".pth")}
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+FORMER = "former"
 EXPERIMENT = "cmseg-models"
 ARTIFACT_FOLDER = "data"
 
@@ -68,10 +69,11 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
     Parameters
     ----------
     reference : str
-        ``packaged``, a file, ``models:/name/version`` or ``models:/name@alias``.
+        ``champion`` (the packaged model where the registry has none), ``challenger``, ``packaged``, a file,
+        ``models:/name/version`` or ``models:/name@alias``.
     role : {"unet", "sam"}
     tracking_uri : str
-        Of the MLflow server or SQLite file; looked at only for ``models:/`` references.
+        Of the MLflow server or SQLite file; looked at only where the reference leads there.
     cache : path
         Folder that keeps fetched models, by name and version.
 
@@ -82,6 +84,7 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
     ConnectionError
         Where the registry cannot be reached.
     """
+    reference = full_reference(reference, role, tracking_uri)
     if reference == "packaged":
         path = packaged_model(role)
         return ResolvedModel(role=role, reference=reference, version="packaged", sha256=file_sha256(path), path=path)
@@ -91,9 +94,26 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
         return ResolvedModel(role=role, reference=reference, version=found.version, sha256=file_sha256(path), path=path)
     path = Path(reference).expanduser().absolute()
     if not path.is_file():
-        raise InputError(reference, "is no model", "give packaged, a file, models:/name/version or models:/name@alias")
+        mend = "give champion, challenger, packaged, a file, models:/name/version or models:/name@alias"
+        raise InputError(reference, "is no model", mend)
     _check_suffix(path, role)
     return ResolvedModel(role=role, reference=reference, version="file", sha256=file_sha256(path), path=path)
+
+
+def full_reference(reference: str, role: Role, tracking_uri: str) -> str:
+    """What the words ``champion`` and ``challenger`` stand for; any other reference as it is.
+
+    The champion is ``models:/name@champion``, or ``packaged`` where the registry has none; a registry that was never
+    written to is not asked.
+    """
+    name = MODEL_NAMES[role]
+    if reference == CHALLENGER:
+        return f"models:/{name}@{CHALLENGER}"
+    if reference != CHAMPION:
+        return reference
+    if tracking_uri.startswith(SQLITE) and not database(tracking_uri).exists():
+        return "packaged"
+    return "packaged" if find_alias(name, CHAMPION, tracking_uri) is None else f"models:/{name}@{CHAMPION}"
 
 
 def packaged_model(role: Role) -> Path:
@@ -174,6 +194,20 @@ def register_file(
     return str(made.version)
 
 
+def ensure_champion(role: Role, tracking_uri: str) -> RegisteredVersion:
+    """The champion of a role, which is the packaged starter model where there was none; it is then registered."""
+    client, name = connect(tracking_uri), MODEL_NAMES[role]
+    champion = find_alias(name, CHAMPION, tracking_uri)
+    if champion is not None:  # somebody promoted it
+        return champion
+    path = packaged_model(role)
+    with reported(name):
+        known = search(client, f"name = '{name}' and tag.sha256 = '{file_sha256(path)}'")
+        version = str(known[0].version) if known else register_file(path, name, role, tracking_uri)
+        client.set_registered_model_alias(name, CHAMPION, version)
+    return describe(f"models:/{name}@{CHAMPION}", tracking_uri)
+
+
 def ensure_champions(tracking_uri: str) -> dict[Role, str]:
     """Register the packaged starter models once, as champions where there are none yet.
 
@@ -182,15 +216,8 @@ def ensure_champions(tracking_uri: str) -> dict[Role, str]:
     dict of str to str
         Role to the reference ``models:/name@champion``.
     """
-    client = connect(tracking_uri)
-    for role, name in MODEL_NAMES.items():
-        path = packaged_model(role)
-        with reported(name):
-            known = search(client, f"name = '{name}' and tag.sha256 = '{file_sha256(path)}'")
-            version = str(known[0].version) if known else register_file(path, name, role, tracking_uri)
-            # A champion that somebody promoted stays.
-            if CHAMPION not in client.get_registered_model(name).aliases:
-                client.set_registered_model_alias(name, CHAMPION, version)
+    for role in MODEL_NAMES:
+        ensure_champion(role, tracking_uri)
     return {role: f"models:/{name}@{CHAMPION}" for role, name in MODEL_NAMES.items()}
 
 

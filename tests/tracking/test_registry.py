@@ -169,7 +169,20 @@ def test_a_promoted_champion_stays(starters: Path, model: Path, tmp_path: Path) 
     register_file(model, "cmseg-unet", "unet", uri, alias="champion")
     ensure_champions(uri)
     assert describe("models:/cmseg-unet@champion", uri).version == "1"
-    assert describe("models:/cmseg-unet/2", uri).aliases == ()
+    assert [v.version for v in list_versions(uri) if v.name == "cmseg-unet"] == ["1"]
+
+
+def test_the_champion_is_the_packaged_model_until_there_is_one(starters: Path, model: Path, tmp_path: Path) -> None:
+    uri, cache = default_tracking_uri(tmp_path / "fresh"), tmp_path / "cache"
+    assert resolve_model("champion", "unet", uri, cache).reference == "packaged"
+    assert not (tmp_path / "fresh").exists()  # nothing is asked, and nothing made
+    register_file(model, "cmseg-unet", "unet", uri, alias="challenger")
+    assert resolve_model("champion", "unet", uri, cache).reference == "packaged"
+    assert resolve_model("challenger", "unet", uri, cache).reference == "models:/cmseg-unet@challenger"
+    set_alias("cmseg-unet", "champion", "1", uri)
+    found = resolve_model("champion", "unet", uri, cache)
+    assert (found.reference, found.version) == ("models:/cmseg-unet@champion", "1")
+    assert resolve_model("champion", "sam", uri, cache).reference == "packaged"
 
 
 def test_an_absent_starter_is_bad_input(starters: Path, uri: str, tmp_path: Path) -> None:
