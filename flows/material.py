@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Taxonomy
-from cmseg_core.storage.datasets import Dataset, read_arrays, read_dataset
+from cmseg_core.storage.datasets import Dataset, read_arrays, read_dataset, version_key
 from cmseg_core.storage.store import Store
-from flows.labelled import LabelledAcquisition, find_labelled, read_labelled
+from flows.labelled import LabelledAcquisition, content_digest, find_labelled, read_labelled
 
 if TYPE_CHECKING:  # the numeric libraries read the environment, which is prepared once the material is known
     from cmseg_core.foreground.training import LabelledField
@@ -35,13 +35,23 @@ class Material:
     name : str
         For people.
     facts : dict of str to str
-        What identifies it: goes into the record of a training.
+        What identifies it: ``dataset`` and ``dataset_digest``, a hash of all its content. Goes into the record of a
+        training.
+    source : str
+        Path or ``s3://`` address.
     """
 
     place: Dataset | tuple[LabelledAcquisition, ...]
     taxonomy: Taxonomy
     name: str
     facts: dict[str, str]
+    source: str = ""
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Classes and samples, for the record of a training."""
+        samples = self.place.samples if isinstance(self.place, Dataset) else self.place
+        return {"classes": self.taxonomy.names, "samples": [sample.name for sample in samples]}
 
 
 def find_material(reference: str, store: Callable[[], Store], pipeline: PipelineConfig) -> Material:
@@ -63,13 +73,14 @@ def find_material(reference: str, store: Callable[[], Store], pipeline: Pipeline
     folder = Path(reference)
     if folder.exists() or len(folder.parts) != 1:
         found = tuple(find_labelled(folder))
-        facts = {"dataset": str(folder.absolute())}
-        return Material(found, pipeline.taxonomy, folder.absolute().name, facts)
-    dataset = read_dataset(store(), reference)
+        facts = {"dataset": str(folder.absolute()), "dataset_digest": content_digest(found)}
+        return Material(found, pipeline.taxonomy, folder.absolute().name, facts, str(folder.absolute()))
+    opened = store()
+    dataset = read_dataset(opened, reference)
     if not dataset.samples:
         raise InputError(dataset.reference, "holds no sample", "add labelled cells with `cmseg dataset add`")
     facts = {"dataset": dataset.reference, "dataset_digest": dataset.digest}
-    return Material(dataset, dataset.taxonomy, dataset.name, facts)
+    return Material(dataset, dataset.taxonomy, dataset.name, facts, opened.uri_of(version_key(dataset)))
 
 
 def find_validation(reference: str | None, store: Callable[[], Store], pipeline: PipelineConfig) -> Material | None:

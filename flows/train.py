@@ -23,6 +23,7 @@ from flows.console import DONE, Console
 from flows.environment import prepare
 from flows.material import Material, Report, find_material, find_validation, read_case, read_cells, read_fields
 from flows.places import store_address, tracking_uri
+from flows.training_record import record_material, record_outcome
 from tasks.request import StoreAddress
 
 
@@ -180,8 +181,9 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
     initial = None if job.initial is None else load_model(job.initial)
     if job.case is None:
         cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
+        unseen = held_out
     else:  # what a case is scored with may not choose its weights
-        (cells, _), held_out = read_case(job.material, job.case, job.store.open, pipeline, report), []
+        (cells, unseen), held_out = read_case(job.material, job.case, job.store.open, pipeline, report), []
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "unet", config.model_dump(mode="json")) as run:
 
@@ -200,6 +202,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
+        record_outcome(run, done.model, unseen, pipeline, report)
         return _registered(job, "unet", run, scores, partial(save_model, done.model))
 
 
@@ -267,6 +270,7 @@ def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[T
         **config,
     }
     with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.material.name, params=params) as run:
+        record_material(run, job.material, job.validation)
         yield run
 
 
