@@ -121,7 +121,6 @@ def read_all(
     """Every labelled cell of the material."""
     if isinstance(material.place, tuple):
         return _cut(material.place, pipeline, report)
-    report(f"reading {len(material.place.samples)} samples of {material.place.reference}")
     return list(_samples(material.place, store(), median=pipeline.preprocess.median_size == 3))
 
 
@@ -139,9 +138,18 @@ def read_case(
 
     if not 1 <= case <= CASES:
         raise InputError("--case", f"{case} is not a case", f"give 1 to {CASES}")
+    check_cases(material)
     cells = read_all(material, store, pipeline, report)
     fold = cross_validation([cell.stage for cell in cells])[case - 1]
     return [cells[i] for i in fold.training], [cells[i] for i in fold.validation]
+
+
+def check_cases(material: Material) -> None:
+    """Raise `InputError` where the samples of a data set are too few for six cases; nothing is read for it."""
+    from cmseg_core.organelles.folds import cross_validation
+
+    if isinstance(material.place, Dataset):
+        cross_validation([sample.stage for sample in material.place.samples])
 
 
 def read_fields(
@@ -191,11 +199,13 @@ def _samples(dataset: Dataset, store: Store, *, median: bool) -> Iterator[Labell
 
 def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report: Report) -> list[LabelledCell]:
     from cmseg_core.organelles.cutting import cut_cells
+    from cmseg_core.organelles.labels import count_labels
 
     cells = []
     for field in fields:
-        report(f"cutting cells out of {field.name}")
         image, ids, organelles = read_labelled(field, pipeline.preprocess)
+        count_labels(organelles, pipeline.taxonomy, field.organelles)
+        report(f"cutting cells out of {field.name}")
         margin = pipeline.organelles.margin_nm
         cells += cut_cells(image, ids, organelles, field.voxel_size, field.stages, margin, field.name)
     if fields and not cells:

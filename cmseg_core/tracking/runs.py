@@ -40,8 +40,11 @@ class TrainingRun:
             for start in range(0, len(entries), PARAMETERS_AT_ONCE):
                 self._client.log_batch(self.run_id, params=entries[start : start + PARAMETERS_AT_ONCE])
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log figures of one step (epoch). What is None or not finite is left out: no class was there to score."""
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Log figures of one step (epoch); nested mappings become dotted names.
+
+        What is None or not finite is left out: no class was there to score.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
