@@ -12,7 +12,7 @@ from cmseg_core.evaluation.tables import format_table
 from cmseg_core.schema import PipelineConfig, Stage
 from flows.console import Console
 from flows.evaluate import described, score_cells
-from flows.material import read_all
+from flows.material import check_cases, read_all
 
 if TYPE_CHECKING:
     from cmseg_core.evaluation.trials import CellRecord
@@ -46,6 +46,7 @@ def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console)
     from cmseg_core.organelles.model import load_model
     from flows.train import train_unet
 
+    check_cases(job.material)
     cells = read_all(job.material, job.store.open, pipeline, console.say)
     stages: list[Stage | None] = [cell.stage for cell in cells]
     taxonomy = job.material.taxonomy

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table, format_table
@@ -82,32 +84,39 @@ def score_cells(
     predictions: Path | None = None,
 ) -> list[CellRecord]:
     """Label cells anew in every way that is compared, and score what comes out; keep the labels in a folder."""
+    records = []
+    with console.progress(f"scoring {len(cells)} cells", len(cells)) as advance:
+        for cell in cells:
+            record, labels = score_cell_anew(cell, model, pipeline)
+            records.append(record)
+            if predictions is not None:
+                path = predictions / _file_name(cell.name)
+                tifffile.imwrite(path, labels, compression="zlib", photometric="minisblack")
+            advance(1)
+    return records
+
+
+def score_cell_anew(
+    cell: LabelledCell, model: OrganelleModel, pipeline: PipelineConfig
+) -> tuple[CellRecord, NDArray[np.uint8]]:
+    """Label a cell anew in every way that is compared; gives the scores, and the labels from all directions."""
     from cmseg_core.evaluation.trials import score_cell
     from cmseg_core.morphology.review import review_score
     from cmseg_core.organelles.trial import try_cell
 
-    records = []
-    with console.progress(f"scoring {len(cells)} cells", len(cells)) as advance:
-        for cell in cells:
-            trial = try_cell(cell, model, pipeline.organelles, pipeline.preprocess)
-            if predictions is not None:
-                path = predictions / _file_name(cell.name)
-                tifffile.imwrite(path, trial.fused.labels, compression="zlib", photometric="minisblack")
-            records.append(
-                score_cell(
-                    cell.labels,
-                    trial.fused,
-                    trial.single,
-                    trial.uncalibrated,
-                    model.taxonomy,
-                    cell.voxel_size,
-                    name=cell.name,
-                    stage=cell.stage,
-                    review_score=review_score(trial.fused.expected_iou, model.taxonomy),
-                )
-            )
-            advance(1)
-    return records
+    trial = try_cell(cell, model, pipeline.organelles, pipeline.preprocess)
+    record = score_cell(
+        cell.labels,
+        trial.fused,
+        trial.single,
+        trial.uncalibrated,
+        model.taxonomy,
+        cell.voxel_size,
+        name=cell.name,
+        stage=cell.stage,
+        review_score=review_score(trial.fused.expected_iou, model.taxonomy),
+    )
+    return record, trial.fused.labels
 
 
 def _file_name(sample: str) -> str:

@@ -16,13 +16,15 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
-from cmseg_core.schema import Frozen, PipelineConfig, Workspace, first_problem
+from cmseg_core.organelles.metadata import read_taxonomy
+from cmseg_core.schema import Frozen, PipelineConfig, Taxonomy, Workspace, first_problem
 from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file, resolve_model
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
 from flows.material import Material, Report, find_material, find_validation, read_case, read_cells, read_fields
 from flows.places import store_address, tracking_uri
+from flows.training_record import record_material, record_outcome
 from tasks.request import StoreAddress
 
 
@@ -108,6 +110,8 @@ def train_local(
     store = store_address(workspace)
     material = find_material(dataset, store.open, pipeline)
     kept = find_validation(validation, store.open, pipeline)
+    if kept is not None and kept.facts and kept.taxonomy.names != material.taxonomy.names:
+        raise _other_classes(validation, kept.taxonomy, material.taxonomy)
     prepare(workspace, training=True)
     uri = tracking_uri(workspace)
     job = TrainingJob(
@@ -116,7 +120,7 @@ def train_local(
         store=store,
         settings=settings,
         preset=preset,
-        initial=None if initial is None else _start(initial, model, uri, workspace),
+        initial=None if initial is None else _start(initial, model, material.taxonomy, uri, workspace),
         case=case,
         out=out,
         tracking_uri=uri,
@@ -148,10 +152,19 @@ def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str
         )
 
 
-def _start(initial: str, role: Role, uri: str, workspace: Workspace) -> Path:
+def _start(initial: str, role: Role, taxonomy: Taxonomy, uri: str, workspace: Workspace) -> Path:
     if role != "unet":
         raise InputError("--initial", "cannot be used with --model sam", "train a SAM from nothing, or leave it out")
-    return resolve_model(initial, role, uri, workspace.workspace / "models").path
+    path = resolve_model(initial, role, uri, workspace.workspace / "models").path
+    known = read_taxonomy(path)
+    if known.names != taxonomy.names:
+        raise _other_classes(initial, known, taxonomy)
+    return path
+
+
+def _other_classes(subject: object, known: Taxonomy, wanted: Taxonomy) -> InputError:
+    mend = f"the data set has {', '.join(wanted.names)}: give one of the same classes"
+    return InputError(subject, f"knows the classes {', '.join(known.names)}", mend)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -173,6 +186,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
+    from cmseg_core.organelles.labels import check_learnable
     from cmseg_core.organelles.model import load_model, save_model
     from cmseg_core.organelles.training import TrainingConfig, train
 
@@ -180,8 +194,11 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
     initial = None if job.initial is None else load_model(job.initial)
     if job.case is None:
         cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
+        unseen = held_out
     else:  # what a case is scored with may not choose its weights
-        (cells, _), held_out = read_case(job.material, job.case, job.store.open, pipeline, report), []
+        (cells, unseen), held_out = read_case(job.material, job.case, job.store.open, pipeline, report), []
+    if initial is None:  # a model to start from knows its classes already
+        check_learnable([*cells, *unseen], job.material.taxonomy, job.material.facts["dataset"])
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "unet", config.model_dump(mode="json")) as run:
 
@@ -200,6 +217,7 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
+        record_outcome(run, done.model, unseen, pipeline, report)
         return _registered(job, "unet", run, scores, partial(save_model, done.model))
 
 
@@ -267,6 +285,7 @@ def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[T
         **config,
     }
     with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.material.name, params=params) as run:
+        record_material(run, job.material, job.validation)
         yield run
 
 

@@ -16,14 +16,11 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.fusion import AXES, Weights
+from cmseg_core.organelles.metadata import FORMAT, MEMBER, MEND, read_metadata
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.schema import Taxonomy, first_problem
 
-MEMBER = "cmseg.json"
-"""Member of the `.keras` archive that carries the metadata; Keras itself ignores it."""
-FORMAT = 1
 _WEIGHTS = "model.weights.h5"
-_MEND = "give a .keras file that cmseg wrote (cmseg train, cmseg models export)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,26 +116,26 @@ def load_model(path: str | Path, *, policy: Precision | None = None) -> Organell
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "there is no such file", "check the path of the model")
-    content = _read_metadata(path)
+    content = read_metadata(path)
     try:
         taxonomy = Taxonomy.model_validate(content["taxonomy"])
         section_size, temperature = int(content["section_size"]), float(content["temperature"])
         metadata = dict(content["metadata"])
         fusion = None if content.get("fusion") is None else _weights(content["fusion"], taxonomy)
     except ValidationError as error:
-        raise InputError(path, f"has damaged metadata ({first_problem(error)})", _MEND) from error
+        raise InputError(path, f"has damaged metadata ({first_problem(error)})", MEND) from error
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(path, f"has damaged metadata ({error})", _MEND) from error
+        raise InputError(path, f"has damaged metadata ({error})", MEND) from error
     try:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras and h5py raise many kinds for a damaged or unsafe archive
         reason = (
             f"cannot be read as a Keras model ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         )
-        raise InputError(path, reason, _MEND) from error
+        raise InputError(path, reason, MEND) from error
     if network.output_shape[-1] != len(taxonomy):
         reason = f"has {network.output_shape[-1]} output channels for {len(taxonomy)} classes"
-        raise InputError(path, reason, _MEND)
+        raise InputError(path, reason, MEND)
     model = OrganelleModel(network, taxonomy, section_size, temperature, metadata, fusion)
     return model if policy is None else with_precision(model, policy)
 
@@ -173,21 +170,6 @@ def _weights(content: dict[str, dict[str, float]], taxonomy: Taxonomy) -> Weight
     if not ((weights >= 0).all() and np.allclose(weights.sum(axis=0), 1)):
         raise ValueError("weights of the directions that are no shares of 1")
     return weights
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            content = json.loads(archive.read(MEMBER))
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise InputError(path, "is not a .keras archive, or is damaged", _MEND) from error
-    except KeyError as error:
-        raise InputError(path, f"carries no {MEMBER}", _MEND) from error
-    except ValueError as error:
-        raise InputError(path, f"has damaged metadata ({error})", _MEND) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(path, f"is not of format {FORMAT}", "update cmseg, or train the model again")
-    return content
 
 
 def _halved(weights: bytes, folder: Path) -> bytes:

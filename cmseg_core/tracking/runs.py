@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmseg_core.tracking.circumstances import code_tags, dataset_input, system_metrics
 from cmseg_core.tracking.connection import connect, experiment_id, reported
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ class TrainingRun:
             for start in range(0, len(entries), PARAMETERS_AT_ONCE):
                 self._client.log_batch(self.run_id, params=entries[start : start + PARAMETERS_AT_ONCE])
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log figures of one step (epoch). What is None or not finite is left out: no class was there to score."""
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Log figures of one step (epoch); nested mappings become dotted names.
+
+        What is None or not finite is left out: no class was there to score.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -54,6 +58,16 @@ class TrainingRun:
         """Keep a file with the run."""
         with reported(self.run_id):
             self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_artifacts(self, folder: str | Path) -> None:
+        """Keep the files and folders within a folder with the run."""
+        with reported(self.run_id):
+            self._client.log_artifacts(self.run_id, str(folder))
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Say what the run learns from or is validated with: see `dataset_input`."""
+        with reported(self.run_id):
+            self._client.log_inputs(self.run_id, [dataset_input(name, digest, source, context, profile)])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -73,6 +87,8 @@ def training_run(
 ) -> Iterator[TrainingRun]:
     """Start a run, and end it as finished, failed (an error) or killed (an interruption).
 
+    The version of the code is noted in its tags, and the load of the machine in its metrics (``system/``).
+
     Parameters
     ----------
     tracking_uri : str
@@ -89,12 +105,13 @@ def training_run(
     client = connect(tracking_uri)
     with reported(experiment):
         where = experiment_id(client, tracking_uri, experiment)
-        started = client.create_run(where, run_name=name, tags=dict(tags or {}))
+        started = client.create_run(where, run_name=name, tags={**code_tags(), **(tags or {})})
     run = TrainingRun(client, started.info.run_id)
     status = "FAILED"
     try:
         run.log_params(params or {})
-        yield run
+        with system_metrics(tracking_uri, run.run_id):
+            yield run
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
