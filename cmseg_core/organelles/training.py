@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import keras
@@ -15,7 +16,8 @@ from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig
 from cmseg_core.organelles.calibration import fit_temperature
 from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of
-from cmseg_core.organelles.epochs import compile_network, run_epochs
+from cmseg_core.organelles.epochs import Listener, compile_network, run_epochs
+from cmseg_core.organelles.memory import check_memory
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.optimizer import OptimizerName
@@ -58,6 +60,9 @@ class TrainingConfig(Frozen):
     """Batches of validation sections scored after each epoch."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall-clock limit; the schedule is shortened to end with it, so such a run cannot be repeated exactly."""
+    patience: Positive | None = None
+    """End after so many epochs without a better score on the validation. Off by default: with the schedule ``cosine``
+    the scores rise until the end, where the rate is low, and a run that is cut short never gets there."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @classmethod
@@ -114,8 +119,12 @@ def train(
     *,
     preprocess: PreprocessConfig | None = None,
     validation: Sequence[LabelledCell] = (),
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
     initial: OrganelleModel | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    checkpoint: Path | None = None,
+    max_memory_gb: float | None = None,
 ) -> TrainingResult:
     """Train a network on labelled cells.
 
@@ -131,12 +140,23 @@ def train(
         The one that inference will use.
     validation : sequence of LabelledCell
         Never trained on.
-    on_epoch : callable, optional
-        Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
-        ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
     initial : OrganelleModel, optional
         Start from its weights (fine-tuning); its architecture then replaces the one of `config`, but for `channels`
         where that is larger: the sections beyond those it knows then begin without weight.
+    on_epoch : callable, optional
+        Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
+        ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
+    on_step : callable, optional
+        Called with a dict after each step: ``epoch``, ``epochs``, ``step`` and ``steps`` of the epoch, ``loss``, and
+        ``share`` of the whole training that is done.
+    say : callable, optional
+        Called with a line where the training is taken up or goes back to an earlier state.
+    checkpoint : Path, optional
+        File that keeps the state of the training: after every epoch, and every five minutes of a long one. Where the
+        file is there the training goes on from it, to the weights that it would have reached without a break. The
+        caller names it by :func:`cmseg_core.organelles.checkpoint.training_key`, and removes it.
+    max_memory_gb : float, optional
+        Memory that the process may use; by default what the machine has free.
 
     Returns
     -------
@@ -145,14 +165,20 @@ def train(
     Raises
     ------
     InputError
-        Where the cells cannot be used, or `initial` has other classes.
+        Where the cells cannot be used, a class is missing from them (unless `initial` knows it already), `initial` has
+        other classes, or there is too little memory.
     cmseg_core.organelles.epochs.TrainingDiverged
-        Where the loss is not finite in the first epoch.
+        Where the loss is not finite, and going back with a lower learning rate has not helped.
     """
     preprocess = preprocess or PreprocessConfig()
     keras.utils.set_random_seed(config.seed)
     architecture = _architecture(config, taxonomy, initial)
     size, channels = _section_size(config, initial), int(architecture["channels_in"])
+    if config.patience is not None and not validation:
+        raise InputError("patience", "needs cells for validation", "leave it out, or validate with some")
+    if initial is None:
+        check_classes([classes_in(cell) for cell in cells], taxonomy)
+    check_memory(cells, validation, config, size, architecture, max_memory_gb)
     cubes = [cube_of(cell, size, preprocess) for cell in cells]
     sampler = SectionSampler(
         cubes,
@@ -171,7 +197,8 @@ def train(
         network.set_weights(_widened(initial, channels))
     compile_network(network, config)
 
-    history, best = run_epochs(network, sampler, held_out, config, taxonomy, on_epoch)
+    listener = Listener(on_epoch, on_step, say)
+    history, best = run_epochs(network, sampler, held_out, config, taxonomy, listener, checkpoint)
     plain = _in_float32(architecture, best)
     metadata = {
         "architecture": architecture,
@@ -189,6 +216,35 @@ def train(
             model, temperature=fit_temperature(*directions_on(model, held_out_cubes), OrganellesConfig().fusion)
         )
     return TrainingResult(model, history)
+
+
+def classes_in(cell: LabelledCell) -> set[int]:
+    """Class ids that voxels of a cell have."""
+    return set(np.flatnonzero(np.bincount(cell.labels.ravel())).tolist())
+
+
+def check_classes(present: Sequence[set[int]], taxonomy: Taxonomy) -> None:
+    """Refuse cells from which a class could not be learnt, because none of their voxels has it.
+
+    Parameters
+    ----------
+    present : sequence of set of int
+        What :func:`classes_in` says of each cell.
+    taxonomy : Taxonomy
+
+    Raises
+    ------
+    InputError
+    """
+    found = set().union(*present)
+    if not present:
+        raise InputError("training set", "holds no cell", "add labelled cells")
+    if not found - {0}:
+        raise InputError("training set", "has no labelled voxel", "label the cells with ids above 0")
+    missing = [one.name for one in taxonomy.foreground if one.id not in found]
+    if missing:
+        mend = "label some, leave it out of the taxonomy, or start from a model that knows it (--initial)"
+        raise InputError("training set", f"has no voxel of {' and '.join(missing)}", mend)
 
 
 def _architecture(config: TrainingConfig, taxonomy: Taxonomy, initial: OrganelleModel | None) -> dict[str, Any]:
@@ -230,7 +286,13 @@ def _validation_batches(
     if not cubes:
         return []
     sampler = SectionSampler(
-        cubes, taxonomy, size, batch_size=config.batch_size, seed=VALIDATION_SEED, channels=channels
+        cubes,
+        taxonomy,
+        size,
+        batch_size=config.batch_size,
+        seed=VALIDATION_SEED,
+        channels=channels,
+        name="validation set",
     )
     return [sampler.batch(number) for number in range(config.validation_batches)]
 
