@@ -106,9 +106,12 @@ def train(
     out: Path | None = None,
     max_minutes: float | None = None,
     seed: int | None = None,
+    fresh: bool = False,
     json: Json = False,
 ) -> int:
     """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
+
+    The training of a U-Net that was broken off goes on when the same command is given again.
 
     Parameters
     ----------
@@ -137,6 +140,8 @@ def train(
         End the training after so long.
     seed
         The same seed and data give the same model on the same machine, unless --max-minutes is given.
+    fresh
+        Start from the beginning what an earlier command left unfinished.
     """
     from flows.train import train_local
 
@@ -152,6 +157,7 @@ def train(
         case=case,
         all_cases=all_cases,
         out=out,
+        fresh=fresh,
         changes=changes,
     )
 

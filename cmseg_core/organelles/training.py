@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import keras
@@ -15,8 +16,9 @@ from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig
 from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
 from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of
-from cmseg_core.organelles.epochs import compile_network, run_epochs
+from cmseg_core.organelles.epochs import Listener, compile_network, run_epochs
 from cmseg_core.organelles.fusion import equal_weights
+from cmseg_core.organelles.memory import check_memory
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.optimizer import OptimizerName
@@ -60,6 +62,9 @@ class TrainingConfig(Frozen):
     """Batches of validation sections scored after each epoch."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall-clock limit; the schedule is shortened to end with it, so such a run cannot be repeated exactly."""
+    patience: Positive | None = None
+    """End after so many epochs without a better score on the validation. Off by default: with the schedule ``cosine``
+    the scores rise until the end, where the rate is low, and a run that is cut short never gets there."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @classmethod
@@ -116,14 +121,18 @@ def train(
     *,
     preprocess: PreprocessConfig | None = None,
     validation: Sequence[LabelledCell] = (),
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
     initial: OrganelleModel | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    checkpoint: Path | None = None,
+    max_memory_gb: float | None = None,
 ) -> TrainingResult:
     """Train a network on labelled cells.
 
     The weights kept are those of the epoch with the best mean IoU of the foreground classes on the validation cells,
-    or the last ones where there is no validation. With validation cells the weights
-    of the directions and the temperature are fitted too.
+    or the last ones where there is no validation. With validation cells the weights of the directions and the temperature
+    are fitted too.
 
     Parameters
     ----------
@@ -134,12 +143,23 @@ def train(
         The one that inference will use.
     validation : sequence of LabelledCell
         Never trained on.
-    on_epoch : callable, optional
-        Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
-        ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
     initial : OrganelleModel, optional
         Start from its weights (fine-tuning); its architecture then replaces the one of `config`, but for `channels`
         where that is larger: the sections beyond those it knows then begin without weight.
+    on_epoch : callable, optional
+        Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
+        ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
+    on_step : callable, optional
+        Called with a dict after each step: ``epoch``, ``epochs``, ``step`` and ``steps`` of the epoch, ``loss``, and
+        ``share`` of the whole training that is done.
+    say : callable, optional
+        Called with a line where the training is taken up or goes back to an earlier state.
+    checkpoint : Path, optional
+        File that keeps the state of the training: after every epoch, and every five minutes of a long one. Where the
+        file is there the training goes on from it, to the weights that it would have reached without a break. The
+        caller names it by :func:`cmseg_core.organelles.checkpoint.training_key`, and removes it.
+    max_memory_gb : float, optional
+        Memory that the process may use; by default what the machine has free.
 
     Returns
     -------
@@ -148,14 +168,17 @@ def train(
     Raises
     ------
     InputError
-        Where the cells cannot be used, or `initial` has other classes.
+        Where the cells cannot be used, `initial` has other classes, or there is too little memory.
     cmseg_core.organelles.epochs.TrainingDiverged
-        Where the loss is not finite in the first epoch.
+        Where the loss is not finite, and going back with a lower learning rate has not helped.
     """
     preprocess = preprocess or PreprocessConfig()
     keras.utils.set_random_seed(config.seed)
     architecture = _architecture(config, taxonomy, initial)
     size, channels = _section_size(config, initial), int(architecture["channels_in"])
+    if config.patience is not None and not validation:
+        raise InputError("patience", "needs cells for validation", "leave it out, or validate with some")
+    check_memory(cells, validation, config, size, architecture, max_memory_gb)
     cubes = [cube_of(cell, size, preprocess) for cell in cells]
     sampler = SectionSampler(
         cubes,
@@ -174,7 +197,8 @@ def train(
         network.set_weights(_widened(initial, channels))
     compile_network(network, config)
 
-    history, best = run_epochs(network, sampler, held_out, config, taxonomy, on_epoch)
+    listener = Listener(on_epoch, on_step, say)
+    history, best = run_epochs(network, sampler, held_out, config, taxonomy, listener, checkpoint)
     plain = _in_float32(architecture, best)
     metadata = {
         "architecture": architecture,
@@ -237,7 +261,13 @@ def _validation_batches(
     if not cubes:
         return []
     sampler = SectionSampler(
-        cubes, taxonomy, size, batch_size=config.batch_size, seed=VALIDATION_SEED, channels=channels
+        cubes,
+        taxonomy,
+        size,
+        batch_size=config.batch_size,
+        seed=VALIDATION_SEED,
+        channels=channels,
+        name="validation set",
     )
     return [sampler.batch(number) for number in range(config.validation_batches)]
 

@@ -84,6 +84,7 @@ def training_run(
     name: str | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    resume: str | None = None,
 ) -> Iterator[TrainingRun]:
     """Start a run, and end it as finished, failed (an error) or killed (an interruption).
 
@@ -96,6 +97,8 @@ def training_run(
         Made where absent.
     name : str, optional
     params, tags : mapping, optional
+    resume : str, optional
+        Id of a run that broke off, to go on with; where it is gone a new one is started.
 
     Examples
     --------
@@ -103,13 +106,18 @@ def training_run(
     ...     run.log_metrics({"loss": 0.5}, step=1)
     """
     client = connect(tracking_uri)
-    with reported(experiment):
-        where = experiment_id(client, tracking_uri, experiment)
-        started = client.create_run(where, run_name=name, tags={**code_tags(), **(tags or {})})
-    run = TrainingRun(client, started.info.run_id)
+    resumed = resume is not None and _taken_up(client, resume)
+    if resumed:
+        run = TrainingRun(client, str(resume))
+    else:
+        with reported(experiment):
+            where = experiment_id(client, tracking_uri, experiment)
+            started = client.create_run(where, run_name=name, tags={**code_tags(), **(tags or {})})
+        run = TrainingRun(client, started.info.run_id)
     status = "FAILED"
     try:
-        run.log_params(params or {})
+        if not resumed:
+            run.log_params(params or {})
         with system_metrics(tracking_uri, run.run_id):
             yield run
         status = "FINISHED"
@@ -118,6 +126,28 @@ def training_run(
         raise
     finally:
         client.set_terminated(run.run_id, status=status)
+
+
+def _taken_up(client: MlflowClient, run_id: str) -> bool:
+    """Mark a run as running again; False where it is not there any more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if client.get_run(run_id).info.lifecycle_stage != "active":
+            return False
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise ConnectionError(f"{run_id}: {error}") from error
+        return False
+    client.update_run(run_id, status="RUNNING")
+    return True
+
+
+def end_run(tracking_uri: str, run_id: str) -> None:
+    """End a run that broke off and will not be taken up, as killed."""
+    client = connect(tracking_uri)
+    if _taken_up(client, run_id):
+        client.set_terminated(run_id, status="KILLED")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

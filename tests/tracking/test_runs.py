@@ -13,7 +13,7 @@ import cmseg_core
 from cmseg_core.tracking.catalogue import describe
 from cmseg_core.tracking.connection import connect, default_tracking_uri
 from cmseg_core.tracking.registry import register_file
-from cmseg_core.tracking.runs import flatten, training_run
+from cmseg_core.tracking.runs import end_run, flatten, training_run
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,27 @@ def test_a_run_ends_as_it_ended(uri: str, error: type[BaseException], status: st
     with pytest.raises(error), training_run(uri, "cmseg-unet") as run:
         raise error
     assert connect(uri).get_run(run.run_id).info.status == status
+
+
+def test_a_run_that_broke_off_goes_on(uri: str) -> None:
+    with pytest.raises(KeyboardInterrupt), training_run(uri, "cmseg-unet", params={"seed": 1}) as first:
+        first.log_metrics({"loss": 0.5}, step=1)
+        raise KeyboardInterrupt
+    with training_run(uri, "cmseg-unet", params={"seed": 1, "initial": "another name"}, resume=first.run_id) as run:
+        run.log_metrics({"loss": 0.25}, step=2)
+        assert connect(uri).get_run(run.run_id).info.status == "RUNNING"
+    client = connect(uri)
+    kept = client.get_run(first.run_id)
+    assert (run.run_id, kept.info.status, kept.data.params) == (first.run_id, "FINISHED", {"seed": "1"})
+    assert [m.value for m in client.get_metric_history(run.run_id, "loss")] == [0.5, 0.25]
+    end_run(uri, run.run_id)
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    client.delete_run(run.run_id)
+    for gone in (run.run_id, "0" * 32):
+        end_run(uri, gone)
+        with training_run(uri, "cmseg-unet", params={"seed": 2}, resume=gone) as anew:
+            assert anew.run_id != gone
+        assert client.get_run(anew.run_id).data.params == {"seed": "2"}
 
 
 def test_runs_and_artifacts_stay_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
