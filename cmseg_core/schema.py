@@ -379,6 +379,8 @@ class Workspace(BaseSettings):
     unet: str = "packaged"
     sam: str = "packaged"
     """Model references: ``packaged``, a file, ``models:/name/version`` or ``models:/name@alias``."""
+    stage_model: str = "packaged"
+    """Such a reference, of the classifier of the cell-cycle stage; ``rule`` for the rule in its place."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of each numeric library; 0 takes the number of cores this process may use."""
@@ -410,7 +412,7 @@ class Manifest(Frozen):
     versions: dict[str, str]
     """Package name to version."""
     models: dict[str, dict[str, str]]
-    """Role (``unet``, ``sam``) to reference, version and sha256."""
+    """Role (``unet``, ``sam``, ``stage``) to reference, version and sha256."""
     outputs: tuple[OutputFile, ...]
     quarantined_cells: dict[str, str] = Field(default_factory=dict)
     """Cell id to the reason why it has no organelles."""

@@ -101,6 +101,7 @@ def run(
     config: Settings = None,
     unet: str | None = None,
     sam: str | None = None,
+    stage_model: str | None = None,
     max_memory: float | None = None,
     json: Json = False,
 ) -> int:
@@ -114,6 +115,8 @@ def run(
         Model for organelles: packaged, a .keras file, models:/name/version or models:/name@alias.
     sam
         Model for cells: packaged, a .pt file, models:/name/version or models:/name@alias.
+    stage_model
+        Classifier of the cell-cycle stage: packaged, a .json file, models:/name/version or models:/name@alias; or rule.
     max_memory
         Gigabytes that may be used.
     """
@@ -129,6 +132,7 @@ def run(
         config=config,
         unet=unet,
         sam=sam,
+        stage_model=stage_model,
         max_memory=max_memory,
     )
 
