@@ -379,8 +379,9 @@ class Workspace(BaseSettings):
     """By default an SQLite file in the workspace."""
     unet: str = "champion"
     sam: str = "champion"
+    stage_model: str = "champion"
     """Model references: ``champion`` (``packaged`` where there is none), ``packaged``, a file, ``models:/name/version``
-    or ``models:/name@alias``."""
+    or ``models:/name@alias``; for the cell-cycle stage also ``rule``, which does without a classifier."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of each numeric library; 0 takes the number of cores this process may use."""
@@ -412,7 +413,7 @@ class Manifest(Frozen):
     versions: dict[str, str]
     """Package name to version."""
     models: dict[str, dict[str, str]]
-    """Role (``unet``, ``sam``) to reference, version and sha256."""
+    """Role (``unet``, ``sam``, ``stage``) to reference, version and sha256."""
     outputs: tuple[OutputFile, ...]
     quarantined_cells: dict[str, str] = Field(default_factory=dict)
     """Cell id to the reason why it has no organelles."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cmseg_core.morphology.stage_training import StageTrainingConfig
 from cmseg_core.organelles.augmentation import AugmentationConfig
 from cmseg_core.organelles.training import PRESETS, TrainingConfig
 from cmseg_core.schema import PAPER, PipelineConfig, Taxonomy, Workspace
@@ -50,6 +51,12 @@ TRAINING_INTRODUCTION = """\
 How a U-Net is trained. The defaults are the preset `best`; the preset `paper` takes what its column shows.
 """
 
+STAGE_TRAINING_INTRODUCTION = """\
+## Training of the stage classifier
+
+How the classifier of the cell-cycle stage is trained (`cmseg train --model stage`).
+"""
+
 
 def render() -> str:
     """The whole page as Markdown."""
@@ -63,6 +70,7 @@ def render() -> str:
     parts += [WORKSPACE_INTRODUCTION, _table(Workspace, None, "CMSEG_", {})]
     parts += [TRAINING_INTRODUCTION, _table(TrainingConfig, None, None, PRESETS["paper"])]
     parts += [f"### augmentation\n\n{_about(AugmentationConfig)}\n", _table(AugmentationConfig, None, None, {})]
+    parts += [STAGE_TRAINING_INTRODUCTION, _table(StageTrainingConfig, None, None, {})]
     return "\n".join(parts)
 
 

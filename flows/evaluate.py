@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table, format_table
 from cmseg_core.schema import PipelineConfig, Taxonomy, Workspace
-from cmseg_core.tracking.registry import resolve_model
+from cmseg_core.tracking.catalogue import describe
+from cmseg_core.tracking.registry import SUFFIXES, Role, resolve_model
+from flows.cell_cycle import evaluate_classifier
 from flows.console import DONE, Console
 from flows.environment import prepare
 from flows.material import find_material, read_all, read_case
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_local(
-    console: Console, model: str, dataset: str, config: Path | None, case: int | None, predictions: Path | None
+    console: Console,
+    model: str,
+    dataset: str,
+    config: Path | None,
+    case: int | None,
+    predictions: Path | None,
+    role: Role | None = None,
+    unet: str | None = None,
 ) -> int:
     """Score as ``cmseg evaluate`` is asked to, and print the tables.
 
@@ -37,6 +46,13 @@ def evaluate_local(
         Where the model or the data set cannot be used, they differ in their classes, or the folder for predictions
         cannot be written.
     """
+    if (role or _role_of(model)) == "stage":
+        if case is not None or predictions is not None:
+            option = "--predictions" if case is None else "--case"
+            raise InputError(option, "cannot be used with a classifier of the stage", "leave it out")
+        return evaluate_classifier(console, model, dataset, PipelineConfig.from_file(config), unet)
+    if unet is not None:
+        raise InputError("--unet", "cannot be used with a model for organelles", "leave it out, or add --role stage")
     if predictions is not None:
         try:
             predictions.mkdir(parents=True, exist_ok=True)
@@ -74,6 +90,13 @@ def check_classes(model: str, known: Taxonomy, wanted: Taxonomy) -> None:
         reason = f"knows the classes {', '.join(known.names)}"
         mend = f"the data set has {', '.join(wanted.names)}: score on one of the same classes"
         raise InputError(model, reason, mend)
+
+
+def _role_of(model: str) -> str:
+    """What a model is for, as far as its name or the registry tells: else for organelles."""
+    if model.startswith("models:"):
+        return describe(model, tracking_uri(Workspace())).tags.get("role", "unet")
+    return "stage" if Path(model).suffix in SUFFIXES["stage"] else "unet"
 
 
 def score_cells(

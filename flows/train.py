@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -153,7 +154,7 @@ def train_local(
         if model == "unet":
             trained = train_unet(job, pipeline, console)
         else:
-            trained = train_sam_model(job, pipeline, console.say)
+            trained = (train_sam_model if model == "sam" else train_stage_model)(job, pipeline, console.say)
     except ValidationError as error:
         mend = "use the names and ranges of the training's settings"
         raise InputError(config or "training", first_problem(error), mend) from error
@@ -164,7 +165,7 @@ def train_local(
 def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str | None, out: Path | None) -> None:
     option = "--all-cases" if all_cases else "--case"
     if model != "unet":
-        raise InputError(option, "cannot be used with --model sam", "leave it out")
+        raise InputError(option, f"cannot be used with --model {model}", "leave it out")
     if validation is not None:
         raise InputError(option, "chooses the cells for validation itself", "leave --validation out")
     if all_cases and (case is not None or out is not None):
@@ -175,7 +176,7 @@ def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str
 
 def _start(initial: str, role: Role, taxonomy: Taxonomy, uri: str, workspace: Workspace) -> Path:
     if role != "unet":
-        raise InputError("--initial", "cannot be used with --model sam", "train a SAM from nothing, or leave it out")
+        raise InputError("--initial", f"cannot be used with --model {role}", "leave it out: it trains from nothing")
     path = resolve_model(initial, role, uri, workspace.workspace / "models").path
     known = read_taxonomy(path)
     if known.names != taxonomy.names:
@@ -356,6 +357,40 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
         facts = {"training": config.model_dump(mode="json"), "fields": len(fields), **scores}
         save = partial(save_sam, trained.network, trained.architecture, facts=facts)
         return _registered(job, "sam", run, scores, save)
+
+
+def train_stage_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
+    """Train the classifier of the cell-cycle stage on true labels, and on copies of them with mistakes.
+
+    Raises
+    ------
+    InputError
+        Where the data set, the settings or the output file cannot be used.
+    """
+    from cmseg_core.evaluation.stages import described, score_classifier
+    from cmseg_core.morphology.stage_classifier import save_classifier
+    from cmseg_core.morphology.stage_training import StageTrainingConfig, train_classifier
+    from flows.cell_cycle import read_staged
+
+    config = StageTrainingConfig.model_validate(job.settings)
+    cells, held_out = read_staged(job.material, job.validation, job.store.open, pipeline, report)
+    report(f"training on {len(cells)} cells, validation on {len(held_out)}")
+    with _tracked(job, "stage", config.model_dump(mode="json")) as run:
+        classifier = train_classifier(cells, config, job.material.taxonomy)
+        scores: dict[str, Any] = {}
+        if held_out:
+            full = score_classifier(classifier, held_out, job.material.taxonomy)
+            scores = {name: full[name] for name in ("accuracy", "mean_recall", "calibration_error")}
+            scores["accuracy_of_rule"] = full["rule"]["accuracy"]
+            run.log_metrics({**scores, "recall": full["recall"]})
+            report(described(full))
+            with tempfile.TemporaryDirectory() as folder:
+                for name, text in (("stages.txt", described(full)), ("stages.json", json.dumps(full, indent=1))):
+                    Path(folder, name).write_text(text + "\n", encoding="utf-8")
+                    run.log_artifact(Path(folder, name))
+            metadata = {**classifier.metadata, "validation": {"cells": len(held_out), **scores}}
+            classifier = classifier.model_copy(update={"metadata": metadata})
+        return _registered(job, "stage", run, scores, partial(save_classifier, classifier))
 
 
 def _described(trained: Trained) -> str:

@@ -131,8 +131,8 @@ def train(
     """Train a network on labelled cells.
 
     The weights kept are those of the epoch with the best mean IoU of the foreground classes on the validation cells,
-    or the last ones where there is no validation. With validation cells the weights of the directions and the temperature
-    are fitted too.
+    or the last ones where there is no validation. With validation cells the weights of the directions and the
+    temperature are fitted too.
 
     Parameters
     ----------

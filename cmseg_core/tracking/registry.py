@@ -24,16 +24,17 @@ from cmseg_core.tracking.logged import log_model
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Role = Literal["unet", "sam"]
+Role = Literal["unet", "sam", "stage"]
 
 PACKAGED: dict[Role, str] = {
     "unet": "organelles/models/unet-starter.keras",
     "sam": "foreground/models/sam-starter.pt",
+    "stage": "morphology/models/stage-starter.json",
 }
 """The starter models, relative to the package cmseg_core."""
-MODEL_NAMES: dict[Role, str] = {"unet": "cmseg-unet", "sam": "cmseg-sam"}
+MODEL_NAMES: dict[Role, str] = {"unet": "cmseg-unet", "sam": "cmseg-sam", "stage": "cmseg-stage"}
 """Names under which the models of this pipeline are registered."""
-SUFFIXES: dict[Role, tuple[str, ...]] = {"unet": (".keras",), "sam": (".pt", ".pth")}
+SUFFIXES: dict[Role, tuple[str, ...]] = {"unet": (".keras",), "sam": (".pt", ".pth"), "stage": (".json",)}
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 FORMER = "former"
@@ -45,7 +46,7 @@ class ResolvedModel(Frozen):
 
     Attributes
     ----------
-    role : {"unet", "sam"}
+    role : {"unet", "sam", "stage"}
     reference : str
         What was asked for; an alias is kept as it was given.
     version : str
@@ -70,7 +71,7 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
     reference : str
         ``champion`` (the packaged model where the registry has none), ``challenger``, ``packaged``, a file,
         ``models:/name/version`` or ``models:/name@alias``.
-    role : {"unet", "sam"}
+    role : {"unet", "sam", "stage"}
     tracking_uri : str
         Of the MLflow server or SQLite file; looked at only where the reference leads there.
     cache : path
@@ -140,9 +141,9 @@ def register_file(
     Parameters
     ----------
     path : path
-        A ``.keras`` file, or SAM weights (``.pt``, ``.pth``).
+        A ``.keras`` file, SAM weights (``.pt``, ``.pth``), or a stage classifier (``.json``).
     name : str
-    role : {"unet", "sam"}
+    role : {"unet", "sam", "stage"}
     tracking_uri : str
     alias : str, optional
         Given to the new version, for example ``challenger``.

@@ -168,10 +168,11 @@ def test_a_version_with_two_model_files_is_refused(uri: str, model: Path, tmp_pa
 
 def test_the_starters_become_champions_once(uri: str, starters: Path, tmp_path: Path) -> None:
     champions = ensure_champions(uri)
-    assert champions == {"unet": "models:/cmseg-unet@champion", "sam": "models:/cmseg-sam@champion"}
+    assert champions == {role: f"models:/cmseg-{role}@champion" for role in ("unet", "sam", "stage")}
     assert ensure_champions(uri) == champions
     assert [(v.name, v.version, v.aliases) for v in list_versions(uri) if v.name.startswith("cmseg-")] == [
         ("cmseg-sam", "1", ("champion",)),
+        ("cmseg-stage", "1", ("champion",)),
         ("cmseg-unet", "1", ("champion",)),
     ]
     for role, reference in champions.items():
