@@ -174,9 +174,9 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
         Where the data set, the settings or the output file cannot be used.
     """
     from cmseg_core.organelles.model import load_model, save_model
-    from cmseg_core.organelles.training import TrainingConfig, train
+    from cmseg_core.organelles.training import UNTIL_THE_CLOCK, TrainingConfig, train
 
-    config = TrainingConfig.of(job.preset, **job.settings)
+    config = TrainingConfig.of(job.preset, fields=job.material.fields, **job.settings)
     initial = None if job.initial is None else load_model(job.initial)
     if job.case is None:
         cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
@@ -187,7 +187,8 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
 
         def on_epoch(row: dict[str, Any]) -> None:
             run.log_metrics({k: v for k, v in row.items() if k not in ("epoch", "epochs")}, step=row["epoch"])
-            report(f"epoch {row['epoch']} of {row['epochs']}: {_figures(row)}")
+            last = "" if row["epochs"] == UNTIL_THE_CLOCK else f" of {row['epochs']}"
+            report(f"epoch {row['epoch']}{last}: {_figures(row)}")
 
         done = train(
             cells,
