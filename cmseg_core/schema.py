@@ -278,9 +278,10 @@ class OrganellesConfig(Frozen):
     """3 x 3 x 3 filter of the class ids after fusion. The paper's is the median."""
     margin_nm: Annotated[float, Field(ge=0)] = 150.0
     """Width of the surroundings kept round a cell's box."""
-    flips: Literal[1, 4, 8] = 1
+    flips: Literal[1, 4, 8] | None = None
     """Ways in which each section is seen, of which the mean is taken: 4 adds its mirror images, 8 also their quarter
-    turns. Takes as many times as long."""
+    turns. Takes as many times as long. Not set: 4 for a volume so thin that it is cut across one axis alone, else 1,
+    since three directions are three ways already."""
     batch_size: Annotated[int, Field(ge=1)] = 16
 
 

@@ -53,6 +53,11 @@ class Material:
         samples = self.place.samples if isinstance(self.place, Dataset) else self.place
         return {"classes": self.taxonomy.names, "samples": [sample.name for sample in samples]}
 
+    @property
+    def fields(self) -> bool:
+        """All that is learnt from are whole fields, not cells."""
+        return isinstance(self.place, Dataset) and all(sample.kind == "field" for sample in self.place.samples)
+
 
 def find_material(reference: str, store: Callable[[], Store], pipeline: PipelineConfig) -> Material:
     """Find a folder of labelled acquisitions, or else a data set of the store.

@@ -257,7 +257,7 @@ def train_kept(
     from cmseg_core.organelles.model import load_model
     from cmseg_core.organelles.training import TrainingConfig
 
-    config = TrainingConfig.of(job.preset, **job.settings)
+    config = TrainingConfig.of(job.preset, fields=job.material.fields, **job.settings)
     initial = None if job.initial is None else load_model(job.initial)
     if initial is None:  # a model to start from knows its classes already
         check_learnable([*cells, *unseen], job.material.taxonomy, job.material.facts["dataset"])
@@ -305,11 +305,11 @@ def _train_at(
 
         def on_epoch(row: dict[str, Any]) -> None:
             run.log_metrics({k: v for k, v in row.items() if k not in ("epoch", "epochs")}, step=row["epoch"])
-            console.say(f"epoch {row['epoch']} of {row['epochs']}: {_figures(row)}")
+            console.say(f"{_epoch(row)}: {_figures(row)}")
 
         def on_step(row: dict[str, Any]) -> None:
-            at = f"epoch {row['epoch']} of {row['epochs']}, step {row['step']} of {row['steps']}"
-            bar(row["share"], f"{at}, loss {row['loss']:.3f}")
+            at = f"{_epoch(row)}, step {row['step']} of {row['steps']}, loss {row['loss']:.3f}"
+            bar(row["share"], at)
 
         done = train(
             cells,
@@ -459,6 +459,13 @@ def copy_whole(path: Path, out: Path) -> None:
     staged = out.with_name(f".{out.name}.partial")
     shutil.copyfile(path, staged)
     staged.replace(out)
+
+
+def _epoch(row: dict[str, Any]) -> str:
+    """Which epoch it is, and of how many unless the clock ends the training."""
+    from cmseg_core.organelles.training import UNTIL_THE_CLOCK
+
+    return f"epoch {row['epoch']}" + ("" if row["epochs"] == UNTIL_THE_CLOCK else f" of {row['epochs']}")
 
 
 def _figures(row: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig
@@ -27,6 +27,8 @@ from cmseg_core.organelles.weighting import fit_weights
 from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
 
 Positive = Annotated[int, Field(ge=1)]
+UNTIL_THE_CLOCK = 1_000_000
+"""Epochs of a training that its time limit ends."""
 VALIDATION_SEED = 982_451_653
 """Keeps the sections of the validation apart from those of the training, whatever its seed."""
 
@@ -42,6 +44,7 @@ class TrainingConfig(Frozen):
     """Neighbouring sections seen at once; the paper's network sees one."""
     section_size: Positive = 128
     epochs: Positive = 30
+    """Where `max_minutes` is given and this is not, the clock alone ends the training."""
     steps_per_epoch: Positive = 200
     batch_size: Positive = 8
     """Small batches learn more from as many sections, which is what counts where a processor sets the pace."""
@@ -67,9 +70,23 @@ class TrainingConfig(Frozen):
     the scores rise until the end, where the rate is low, and a run that is cut short never gets there."""
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, preset: str, **changes: Any) -> TrainingConfig:
-        """The preset ``best`` or ``paper`` with some fields changed.
+    def _clock_for_epochs(cls, given: Any) -> Any:
+        timed = isinstance(given, dict) and given.get("max_minutes") is not None
+        return {"epochs": UNTIL_THE_CLOCK, **given} if timed else given
+
+    @classmethod
+    def of(cls, preset: str, *, fields: bool = False, **changes: Any) -> TrainingConfig:
+        """The preset ``best`` or ``paper`` with some settings changed.
+
+        Parameters
+        ----------
+        preset : str
+        fields : bool
+            It is for whole fields, not for cells: the settings of :data:`FOR_FIELDS` then hold in ``best``.
+        **changes
+            Settings that differ.
 
         Raises
         ------
@@ -79,7 +96,8 @@ class TrainingConfig(Frozen):
         if preset not in PRESETS:
             raise InputError(preset, "is not a preset", f"use {' or '.join(PRESETS)}")
         try:
-            return cls.model_validate({**PRESETS[preset], **changes, "preset": preset})
+            suited = FOR_FIELDS if fields and preset == "best" else {}
+            return cls.model_validate({**PRESETS[preset], **suited, **changes, "preset": preset})
         except ValidationError as error:
             mend = f"the settings are {', '.join(cls.model_fields)}"
             raise InputError("training settings", first_problem(error), mend) from error
@@ -104,6 +122,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """``paper``: what Kousaka et al. 2025 state. Batch size and weight decay are not stated; the steps of an epoch are the
 63 x 3 x 256 sections of 63 cells."""
+
+FOR_FIELDS: dict[str, Any] = {"width": 32, "section_size": 256, "batch_size": 4, "validation_batches": 12}
+"""What differs by default where all that is learnt from are fields. A cell is brought to the size of the sections, so
+that small ones show it whole; a field keeps its scale, and what one sees of it grows with the sections."""
 
 
 @dataclass(frozen=True, eq=False)

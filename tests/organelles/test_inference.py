@@ -274,3 +274,17 @@ def test_crops_that_cannot_be_used_are_refused(by_grey, wrong: dict[str, np.ndar
     crop = {"image": np.zeros((8, 8, 8), np.uint8), "own": None, "others": None, **wrong}
     with pytest.raises(InputError):
         segment_cell(crop["image"], crop["own"], crop["others"], VOXEL, by_grey, UNFILTERED, PLAIN)
+
+
+def test_flips_make_up_for_the_directions_that_a_thin_volume_lacks(by_grey: OrganelleModel) -> None:
+    volume = np.random.default_rng(0).integers(0, 256, (32, 32, 32), dtype=np.uint8)
+
+    def looks(volume: np.ndarray, config: OrganellesConfig) -> int:
+        seen: list[tuple[int, ...]] = []
+        predict_volume(volume, replace(by_grey, network=_Watched(by_grey.network, seen)), config)
+        return len(seen)
+
+    assert looks(volume, OrganellesConfig(batch_size=32)) == 3
+    assert looks(volume[:2], OrganellesConfig(batch_size=32)) == 4
+    assert looks(volume[:2], OrganellesConfig(batch_size=32, flips=1)) == 1
+    assert looks(volume, OrganellesConfig(batch_size=32, flips=8)) == 24

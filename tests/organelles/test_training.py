@@ -26,7 +26,7 @@ from cmseg_core.organelles.epochs import (
 )
 from cmseg_core.organelles.inference import label_cell
 from cmseg_core.organelles.model import load_model, save_model
-from cmseg_core.organelles.training import TrainingConfig, TrainingResult, train
+from cmseg_core.organelles.training import UNTIL_THE_CLOCK, TrainingConfig, TrainingResult, train
 from cmseg_core.schema import C_MEROLAE, OrganellesConfig, PreprocessConfig
 from tests.organelles.toy import TAXONOMY, toy_cell
 
@@ -189,6 +189,23 @@ def test_training_stops_at_the_wall_clock_limit_with_a_low_rate(batches) -> None
     history, _ = scripted(repeat(1.0), batches, epochs=100_000, max_minutes=0.01)
     assert 1 <= len(history) < 100_000
     assert history[-1]["learning_rate"] < 0.1 * TINY.learning_rate
+
+
+def test_with_a_time_limit_the_clock_ends_the_training_unless_epochs_are_asked_for() -> None:
+    assert TrainingConfig.of("starter").epochs == 30
+    timed = TrainingConfig.of("starter", max_minutes=60)
+    assert timed.epochs == UNTIL_THE_CLOCK
+    assert TrainingConfig.model_validate(timed.model_dump()) == timed
+    assert TrainingConfig.of("starter", max_minutes=60, epochs=7).epochs == 7
+    assert TrainingConfig.of("paper", max_minutes=60).epochs == 5
+
+
+def test_fields_have_defaults_of_their_own() -> None:
+    cells, fields = TrainingConfig.of("starter"), TrainingConfig.of("starter", fields=True)
+    assert (fields.width, fields.section_size) == (32, 256)
+    assert cells.width < fields.width and cells.section_size < fields.section_size
+    assert TrainingConfig.of("starter", fields=True, width=8).width == 8
+    assert TrainingConfig.of("paper", fields=True) == TrainingConfig.of("paper")
 
 
 def test_scores_are_of_all_sections_together() -> None:
