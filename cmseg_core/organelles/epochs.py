@@ -246,7 +246,11 @@ def _weights(network: keras.Model) -> list[NDArray[Any]]:
 def score_sections(
     network: keras.Model, batches: list[Batch], taxonomy: Taxonomy
 ) -> tuple[dict[str, float | None], float | None]:
-    """IoU of every class over all batches together, and the mean of the foreground classes that occur."""
+    """IoU of every class over all batches together, and the mean of the foreground classes that the labels show.
+
+    A class that is found but not there has an IoU of 0, which stays out of the mean: a single voxel of it would weigh
+    as much as all that is right of another class.
+    """
     classes = len(taxonomy)
     pairs = np.zeros(classes * classes, dtype=np.int64)
     for images, labels in batches:
@@ -256,5 +260,6 @@ def score_sections(
     hit = np.diag(table)
     union = table.sum(axis=0) + table.sum(axis=1) - hit
     iou = {name: float(h / u) if u else None for name, h, u in zip(taxonomy.names, hit, union, strict=True)}
-    known = [score for c in taxonomy.foreground if (score := iou[c.name]) is not None]
+    shown = table.sum(axis=1)
+    known = [score for c in taxonomy.foreground if shown[c.id] and (score := iou[c.name]) is not None]
     return iou, float(np.mean(known)) if known else None
