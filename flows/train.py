@@ -217,8 +217,9 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
+        trained = _registered(job, "unet", run, scores, partial(save_model, done.model))
         record_outcome(run, done.model, unseen, pipeline, report)
-        return _registered(job, "unet", run, scores, partial(save_model, done.model))
+        return trained
 
 
 def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
