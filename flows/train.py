@@ -326,9 +326,10 @@ def _train_at(
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
-        record_outcome(run, done.model, unseen, pipeline, console.say)
         kept = replace(job, out=place.model)
-        return _registered(kept, "unet", run, scores, partial(save_model, done.model))
+        trained = _registered(kept, "unet", run, scores, partial(save_model, done.model))
+        record_outcome(run, done.model, unseen, pipeline, console.say)
+        return trained
 
 
 def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
