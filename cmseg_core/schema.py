@@ -271,15 +271,17 @@ class OrganellesConfig(Frozen):
     """Organelles of one cell."""
 
     directions: Literal[1, 3] = 3
-    fusion: Literal["maximum", "mean"] = "mean"
-    """Per voxel and class over the directions. The paper's rule is the maximum."""
+    fusion: Literal["model", "mean", "maximum"] = "model"
+    """Per voxel and class over the directions. `model`: weighted as the model's file says, which is how its training
+    found it best on cells kept for validation; the mean where it says nothing. The paper's rule is the maximum."""
     filter: Literal["median", "majority", "none"] = "median"
     """3 x 3 x 3 filter of the class ids after fusion. The paper's is the median."""
     margin_nm: Annotated[float, Field(ge=0)] = 150.0
     """Width of the surroundings kept round a cell's box."""
-    flips: Literal[1, 4, 8] = 1
+    flips: Literal[1, 4, 8] | None = None
     """Ways in which each section is seen, of which the mean is taken: 4 adds its mirror images, 8 also their quarter
-    turns. Takes as many times as long."""
+    turns. Takes as many times as long. Not set: 4 for a volume so thin that it is cut across one axis alone, else 1,
+    since three directions are three ways already."""
     batch_size: Annotated[int, Field(ge=1)] = 16
 
 
@@ -378,8 +380,9 @@ class Workspace(BaseSettings):
     """By default an SQLite file in the workspace."""
     unet: str = "champion"
     sam: str = "champion"
+    stage_model: str = "champion"
     """Model references: ``champion`` (``packaged`` where there is none), ``packaged``, a file, ``models:/name/version``
-    or ``models:/name@alias``."""
+    or ``models:/name@alias``; for the cell-cycle stage also ``rule``, which does without a classifier."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of each numeric library; 0 takes the number of cores this process may use."""
@@ -411,7 +414,7 @@ class Manifest(Frozen):
     versions: dict[str, str]
     """Package name to version."""
     models: dict[str, dict[str, str]]
-    """Role (``unet``, ``sam``) to reference, version and sha256."""
+    """Role (``unet``, ``sam``, ``stage``) to reference, version and sha256."""
     outputs: tuple[OutputFile, ...]
     quarantined_cells: dict[str, str] = Field(default_factory=dict)
     """Cell id to the reason why it has no organelles."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cmseg_core.morphology.stage_training import StageTrainingConfig
 from cmseg_core.organelles.augmentation import AugmentationConfig
-from cmseg_core.organelles.training import PRESETS, TrainingConfig
+from cmseg_core.organelles.training import FOR_FIELDS, PRESETS, TrainingConfig
 from cmseg_core.schema import PAPER, PipelineConfig, Taxonomy, Workspace
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -47,7 +48,14 @@ Where state lives and which services are used. Set by environment variables.
 TRAINING_INTRODUCTION = """\
 ## Training
 
-How a U-Net is trained. The defaults are the preset `starter`; the preset `paper` takes what its column shows.
+How a U-Net is trained. The defaults are the preset `best`; the preset `paper` takes what its column shows. Where
+every sample of a data set is a field, `best` has {for_fields}.
+"""
+
+STAGE_TRAINING_INTRODUCTION = """\
+## Training of the stage classifier
+
+How the classifier of the cell-cycle stage is trained (`cmseg train --model stage`).
 """
 
 
@@ -61,8 +69,10 @@ def render() -> str:
         prefix = f"CMSEG_{name.upper()}__"
         parts += [f"## {name}\n", f"{_about(model)}\n", _table(model, None, prefix, PAPER.get(name, {}))]
     parts += [WORKSPACE_INTRODUCTION, _table(Workspace, None, "CMSEG_", {})]
-    parts += [TRAINING_INTRODUCTION, _table(TrainingConfig, None, None, PRESETS["paper"])]
+    for_fields = ", ".join(f"`{name}: {value}`" for name, value in FOR_FIELDS.items())
+    parts += [TRAINING_INTRODUCTION.format(for_fields=for_fields), _table(TrainingConfig, None, None, PRESETS["paper"])]
     parts += [f"### augmentation\n\n{_about(AugmentationConfig)}\n", _table(AugmentationConfig, None, None, {})]
+    parts += [STAGE_TRAINING_INTRODUCTION, _table(StageTrainingConfig, None, None, {})]
     return "\n".join(parts)
 
 

@@ -102,6 +102,7 @@ def run(
     config: Settings = None,
     unet: str | None = None,
     sam: str | None = None,
+    stage_model: str | None = None,
     max_memory: float | None = None,
     json: Json = False,
 ) -> int:
@@ -115,6 +116,9 @@ def run(
         Model for organelles: champion (the default), packaged, a file, models:/name/version or models:/name@alias.
     sam
         Model for cells: champion (the default), packaged, a file, models:/name/version or models:/name@alias.
+    stage_model
+        Classifier of the cell-cycle stage: champion (the default), packaged, a file, models:/name/version or
+        models:/name@alias; or rule.
     max_memory
         Gigabytes that may be used.
     """
@@ -130,6 +134,7 @@ def run(
         config=config,
         unet=unet,
         sam=sam,
+        stage_model=stage_model,
         max_memory=max_memory,
     )
 

@@ -96,8 +96,8 @@ def train(
     dataset: str,
     /,
     *,
-    model: Literal["unet", "sam"] = "unet",
-    preset: str = "starter",
+    model: Literal["unet", "sam", "stage"] = "unet",
+    preset: str = "best",
     config: Path | None = None,
     validation: str | None = None,
     initial: str | None = None,
@@ -106,9 +106,12 @@ def train(
     out: Path | None = None,
     max_minutes: float | None = None,
     seed: int | None = None,
+    fresh: bool = False,
     json: Json = False,
 ) -> int:
     """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
+
+    The training of a U-Net that was broken off goes on when the same command is given again.
 
     Parameters
     ----------
@@ -116,9 +119,9 @@ def train(
         Data set (name, or name@version for a version other than the latest), or a folder of acquisitions with truth as
         `cmseg phantom` writes them, or one of those.
     model
-        The network for organelles, or the one that finds cells.
+        The network for organelles, the one that finds cells, or the classifier of the cell-cycle stage.
     preset
-        Of the U-Net: starter or paper.
+        Of the U-Net: best or paper.
     config
         Settings of the training (YAML or JSON) that differ from the preset.
     validation
@@ -137,6 +140,8 @@ def train(
         End the training after so long.
     seed
         The same seed and data give the same model on the same machine, unless --max-minutes is given.
+    fresh
+        Start from the beginning what an earlier command left unfinished.
     """
     from flows.train import train_local
 
@@ -152,6 +157,7 @@ def train(
         case=case,
         all_cases=all_cases,
         out=out,
+        fresh=fresh,
         changes=changes,
     )
 
@@ -164,24 +170,33 @@ def evaluate(
     config: Settings = None,
     case: int | None = None,
     predictions: Path | None = None,
+    role: Literal["unet", "stage"] | None = None,
+    unet: str | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model for organelles on labelled cells: per class and stage, one direction against three.
+    """Score a model on labelled cells.
+
+    One for organelles per class and stage, one direction against three; a classifier of the cell-cycle stage by its
+    confusion matrix, beside that of the rule.
 
     Parameters
     ----------
     model
-        champion, challenger, packaged, a .keras file, models:/name/version or models:/name@alias.
+        champion, challenger, packaged, a .keras or .json file, models:/name/version or models:/name@alias.
     dataset
         Data set (name, or name@version), or a folder of acquisitions with truth.
     case
         Score only with the cells that this case of the cross-validation leaves out, 1 to 6.
     predictions
         Folder for the labels that the model gives each sample: one TIFF stack each.
+    role
+        What the model is for, where its name does not tell: that of `packaged` is unet by default.
+    unet
+        Of a classifier of the stage: score it on the labels that this U-Net gives, in place of the true ones.
     """
     from flows.evaluate import evaluate_local
 
-    return evaluate_local(Console(json), model, dataset, config, case, predictions)
+    return evaluate_local(Console(json), model, dataset, config, case, predictions, role, unet)
 
 
 @models.command(name="list")
@@ -197,7 +212,7 @@ def import_model(
     file: Path,
     /,
     *,
-    role: Literal["unet", "sam"],
+    role: Literal["unet", "sam", "stage"],
     name: str | None = None,
     alias: str | None = None,
     json: Json = False,
@@ -207,11 +222,11 @@ def import_model(
     Parameters
     ----------
     file
-        A .keras file that cmseg trained, or weights of a Segment Anything model (.pt, .pth).
+        A .keras or .json file that cmseg trained, or weights of a Segment Anything model (.pt, .pth).
     role
         What the model is for.
     name
-        Name in the registry; by default cmseg-unet or cmseg-sam.
+        Name in the registry; by default cmseg-unet, cmseg-sam or cmseg-stage.
     alias
         Such as challenger; champion and former come from `promote` alone.
     """

@@ -57,6 +57,20 @@ class Console:
             yield lambda steps: bar.advance(task, steps)
 
     @contextmanager
+    def gauge(self, title: str) -> Iterator[Callable[[float, str], None]]:
+        """A bar on a terminal, nothing elsewhere; gives a callable that takes the share done and what is at hand."""
+        if not sys.stderr.isatty():
+            yield lambda share, text: None
+            return
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=1.0)
+            yield lambda share, text: bar.update(task, completed=min(share, 1.0), description=f"{title}: {text}")
+
+    @contextmanager
     def pipeline(self, title: str) -> Iterator[None]:
         """Tell what a flow is at: beside a clock on a terminal, in lines elsewhere."""
         if not sys.stderr.isatty():  # no line before the flow's first one: bad input is found before, and gets one

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmseg_core.evaluation.tables import format_table
 from cmseg_core.schema import PipelineConfig, Stage
 from flows.console import Console
 from flows.evaluate import described, score_cells
-from flows.material import read_all
+from flows.material import check_cases, read_all
 
 if TYPE_CHECKING:
     from cmseg_core.evaluation.trials import CellRecord
     from flows.train import TrainingJob
+    from flows.unfinished import UnfinishedTraining
 
 
 def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console) -> tuple[dict[str, Any], str]:
     """Train a model for each case and score it with the cells that it left out.
+
+    The cases that are done are kept until all are: after a kill they are not trained again.
 
     Parameters
     ----------
@@ -44,31 +45,38 @@ def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console)
     from cmseg_core.evaluation.trials import summarise
     from cmseg_core.organelles.folds import cross_validation, section_counts
     from cmseg_core.organelles.model import load_model
-    from flows.train import train_unet
+    from flows.train import train_kept
 
+    check_cases(job.material)
     cells = read_all(job.material, job.store.open, pipeline, console.say)
     stages: list[Stage | None] = [cell.stage for cell in cells]
     taxonomy = job.material.taxonomy
     cases: list[dict[str, Any]] = []
     records: list[CellRecord] = []
+    places: list[UnfinishedTraining] = []
     for fold in cross_validation(stages):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "case.keras")
-            console.say(f"case {fold.case}")
-            trained = train_unet(replace(job, case=fold.case, out=path), pipeline, console.say)
-            model = load_model(path)
-        records += score_cells([cells[i] for i in fold.validation], model, pipeline, console)
+        console.say(f"case {fold.case}")
+        training, unseen = ([cells[i] for i in group] for group in (fold.training, fold.validation))
+        trained, place = train_kept(replace(job, case=fold.case), training, [], unseen, pipeline, console)
+        places.append(place)
+        model = load_model(place.model)
+        records += score_cells(unseen, model, pipeline, console)
         # Sections of the cube that the network sees: every direction to train on, one to validate with.
         sections = [_sections(cell, model.section_size) for cell in cells]
         counts = section_counts(fold, stages, [sum(one) for one in sections], [one[0] for one in sections])
         cases.append({**trained.model_dump(mode="json", exclude={"scores"}), "case": fold.case, "sections": counts})
         del model
         gc.collect()
+    for place in places:  # only now: until the last case is done, the models of the others save training them again
+        place.remove()
     scores = summarise(records, taxonomy)
-    text = "\n\n".join(
-        [_table_of_sections(cases), _table_of_stages(scores, taxonomy.names), described(scores, taxonomy)]
-    )
-    return {"cases": cases, **scores}, text
+    document = {"cases": cases, **scores}
+    return document, f"{paper_tables(document)}\n\n{described(scores, taxonomy)}"
+
+
+def paper_tables(document: dict[str, Any]) -> str:
+    """What :func:`cross_validate` found, in the form of Tables 1 and 3 of Kousaka et al. 2025."""
+    return f"{_table_of_sections(document['cases'])}\n\n{_table_of_stages(document, tuple(document['iou']))}"
 
 
 def _sections(cell: Any, size: int) -> tuple[int, ...]:

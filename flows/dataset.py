@@ -120,7 +120,8 @@ def show_local(console: Console, reference: str, picture: Path | None) -> int:
 def _read(given: Labelled, dataset: Dataset) -> list[tuple[LabelledCell, dict[str, Any], bool]]:
     """The cells or the field that are given, with their provenance and whether they are denoised."""
     source = open_stack(str(given.image), given.voxel_size)
-    labels = _labels(given.labels, source.shape)
+    result = _result_of(given.image)
+    labels = _labels(given.labels, source.shape, None if result is None else result.crop)
     count_labels(labels, dataset.taxonomy, given.labels)
     raw = source.read(0, source.shape[0])
     preprocess = PipelineConfig().preprocess
@@ -132,11 +133,14 @@ def _read(given: Labelled, dataset: Dataset) -> list[tuple[LabelledCell, dict[st
         "labels": {"path": str(given.labels.absolute()), "sha256": _sha256(given.labels)},
     }
     name = given.name or f"{given.image.absolute().parent.name}/{given.image.stem}"
+    if result is not None:
+        name, origin["result"] = given.name or result.name, result.facts
     if given.cells is not None:
         if given.kind in ("field", "sections") or given.stage is not None:
             raise InputError("--cells", "makes a sample of every cell", "leave --kind and --stage out")
         ids = _labels(given.cells, source.shape)
-        name = given.name or given.image.absolute().parent.name
+        if result is None:
+            name = given.name or given.image.absolute().parent.name
         cut = cut_cells(image, ids, labels, source.voxel_size, stages_beside(given.image), name=name)
         if not cut:
             raise InputError(given.cells, "holds no cell to learn from", "give a field with whole cells")
@@ -149,11 +153,9 @@ def _read(given: Labelled, dataset: Dataset) -> list[tuple[LabelledCell, dict[st
             (_section(image, labels, number, source.voxel_size, name), {**origin, "section": number}, False)
             for number in np.flatnonzero(labels.any(axis=(1, 2))).tolist()
         ]
-    result = _result_of(given.image)
-    field = given.kind == "field" if given.kind else result is None and not is_one_cell(labels)
-    if result is not None:
-        name, origin["result"] = given.name or result.name, result.facts
-    others = None if result is None else result.others
+    crop = None if result is None else result.crop
+    field = given.kind == "field" if given.kind else crop is None and not is_one_cell(labels)
+    others = None if crop is None else crop.others
     if others is not None and others.shape != image.shape:
         raise InputError(given.image, "is not the size its result says", "give the image.tif of the cell unchanged")
     cell = LabelledCell(image, labels, source.voxel_size, given.stage, name, others, field)
@@ -164,39 +166,54 @@ def _section(image: np.ndarray, labels: np.ndarray, number: int, voxel_size: Vox
     return LabelledCell(image[[number]], labels[[number]], voxel_size, name=f"{name}/{number:05}", field=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """Where a cell of a result lies in its volume, and where in this crop other cells lie."""
+
+    volume: tuple[int, ...]
+    box: tuple[slice, ...]
+    others: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class _Result:
-    """The result of ``cmseg run`` that a cell's image comes from."""
+    """The result of ``cmseg run`` that an image comes from; the crop is that of a single cell."""
 
     name: str
     facts: dict[str, Any]
-    others: np.ndarray | None
+    crop: _Crop | None
     denoised: bool
 
 
 def _result_of(image: Path) -> _Result | None:
-    """The result in which ``cells/ID/image.tif`` lies, or None for any other image."""
-    folder = image.absolute().parents
-    if image.name != "image.tif" or len(folder) < 3 or folder[1].name != "cells":
+    """The result whose ``cells/ID/image.tif`` or ``volume.ome.zarr`` an image is, or None for any other image."""
+    above = image.absolute().parents
+    cell = None
+    if image.name == "volume.ome.zarr":
+        out = above[0]
+    elif image.name == "image.tif" and len(above) >= 3 and above[1].name == "cells" and above[0].name.isdecimal():
+        out, cell = above[2], above[0].name
+    else:
         return None
-    cell, out = folder[0].name, folder[2]
     if not (out / "manifest.json").is_file():
         return None
     manifest = read_manifest(out)
-    preprocess = manifest.config.get("preprocess") or {}
-    margin = (manifest.config.get("organelles") or {}).get("margin_nm", PipelineConfig().organelles.margin_nm)
     facts = {
         "acquisition": manifest.acquisition.model_dump(mode="json", include={"name", "sha256"}),
         "cell": cell,
         "manifest": file_sha256(out / "manifest.json"),
         "models": manifest.models,
     }
-    others = _neighbours(out, int(cell), float(margin)) if cell.isdecimal() else None
-    return _Result(f"{manifest.acquisition.name}/{cell}", facts, others, preprocess.get("median_size") == 3)
+    if cell is None:
+        return _Result(manifest.acquisition.name, facts, None, denoised=False)
+    preprocess = manifest.config.get("preprocess") or {}
+    margin = (manifest.config.get("organelles") or {}).get("margin_nm", PipelineConfig().organelles.margin_nm)
+    crop = _crop(out, int(cell), float(margin))
+    return _Result(f"{manifest.acquisition.name}/{cell}", facts, crop, preprocess.get("median_size") == 3)
 
 
-def _neighbours(out: Path, cell: int, margin_nm: float) -> np.ndarray | None:
-    """Where the other cells of a result lie in the crop of one of its cells."""
+def _crop(out: Path, cell: int, margin_nm: float) -> _Crop | None:
+    """The crop of one of the cells of a result."""
     ids, voxel_size = open_image(out / "volume.ome.zarr" / "labels" / "cells")
     with (out / "cells.csv").open(encoding="utf-8", newline="") as table, suppress(StopIteration):
         row = next(row for row in csv.DictReader(table) if row["cell_id"] == str(cell))
@@ -205,19 +222,29 @@ def _neighbours(out: Path, cell: int, margin_nm: float) -> np.ndarray | None:
             margin = int(np.ceil(margin_nm / edge))
             start, stop = int(row[f"bbox_{axis}0"]), int(row[f"bbox_{axis}1"])
             box.append(slice(max(0, start - margin), min(length, stop + margin)))
-        crop = np.asarray(ids[tuple(box)])
-        return (crop > 0) & (crop != cell)
+        inside = np.asarray(ids[tuple(box)])
+        return _Crop(tuple(ids.shape), tuple(box), (inside > 0) & (inside != cell))
     return None
 
 
-def _labels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def _labels(path: Path, shape: tuple[int, int, int], crop: _Crop | None = None) -> np.ndarray:
+    """Labels on the grid of an image; of a cell's image also those of the whole volume, of which its crop is taken."""
     if not is_zarr(path):
         return read_labels(path, shape)
-    array, _ = open_image(path)
-    if tuple(array.shape) != tuple(shape):
+    # Labels lie on the grid of the image: that they state a voxel size of their own is not asked for.
+    array, _ = open_image(path, voxel_size=VoxelSize(z=1, y=1, x=1))
+    if array.dtype.kind not in "bui":
+        raise InputError(path, f"holds {array.dtype} numbers", "give labels as whole numbers")
+    if crop is not None and tuple(array.shape) == crop.volume:
+        labels = np.where(crop.others, 0, np.asarray(array[crop.box]))
+    elif tuple(array.shape) != tuple(shape):
         mend = "give labels on the same grid as the image"
         raise InputError(path, f"has shape {tuple(array.shape)}, the image {tuple(shape)}", mend)
-    return np.asarray(array[:])
+    else:
+        labels = np.asarray(array[:])
+    if labels.min() < 0:
+        raise InputError(path, "holds negative labels", "use 0 for what lies outside and positive ids")
+    return labels.astype(np.uint32) if labels.dtype.kind == "i" else labels
 
 
 def _sha256(path: Path) -> str:

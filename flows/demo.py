@@ -51,7 +51,8 @@ def run_demo(field: Field, workspace: Path | None, console: Console) -> int:
         prepare(settings)
         ensure_bucket(BUCKET)
         champions = ensure_champions(default_tracking_uri(home))
-        settings = settings.model_copy(update={"unet": champions["unet"], "sam": champions["sam"]})
+        models = {"unet": champions["unet"], "sam": champions["sam"], "stage_model": champions["stage"]}
+        settings = settings.model_copy(update=models)
         store = Store.open(BUCKET)
         name = _new_name(store, home)
         source = home / "simulated" / name

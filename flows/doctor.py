@@ -18,6 +18,7 @@ from cmseg_core.schema import Frozen, Workspace
 from cmseg_core.tracking.registry import PACKAGED, resolve_model
 from flows.console import BAD_INPUT, DONE, Console, one_line
 from flows.places import tracking_uri
+from tasks.request import STAGE_RULE
 
 GIGABYTE = 1e9
 LEAST_DISK_GB = 5.0
@@ -101,8 +102,10 @@ def _disk(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _models(workspace: Workspace) -> Iterator[Finding]:
-    references = {"unet": workspace.unet, "sam": workspace.sam}
+    references = {"unet": workspace.unet, "sam": workspace.sam, "stage": workspace.stage_model}
     for role in PACKAGED:
+        if role == "stage" and workspace.stage_model == STAGE_RULE:
+            continue
         try:
             cache = workspace.workspace / "models"
             found = resolve_model(references[role], role, tracking_uri(workspace), cache)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen, PreprocessConfig, Stage, VoxelSize, first_problem
+from cmseg_core.storage.manifest import file_sha256
+from cmseg_core.storage.stages import canonical_json
 
 FACTS = "acquisition.json"
 STACK = "stack.tif"
@@ -88,6 +92,26 @@ def find_labelled(dataset: Path) -> list[LabelledAcquisition]:
         if one.cells is None or one.organelles is None:
             raise InputError(one.stack.parent, "lacks the truth of its cells or organelles", _LAYOUT)
     return found
+
+
+def content_digest(acquisitions: Sequence[LabelledAcquisition]) -> str:
+    """Hash of everything a training sees of labelled acquisitions: their files, voxel sizes and stages.
+
+    Raises
+    ------
+    InputError
+        Where a file cannot be read.
+    """
+    seen = []
+    for one in acquisitions:
+        files = []
+        for path in (one.stack, one.cells, one.organelles):
+            try:
+                files.append(None if path is None else file_sha256(path))
+            except OSError as error:
+                raise InputError(path, f"cannot be read ({error.strerror})", _LAYOUT) from error
+        seen.append({**one.model_dump(mode="json", include={"name", "voxel_size", "stages"}), "files": files})
+    return hashlib.sha256(canonical_json(seen)).hexdigest()
 
 
 def read_labelled(

@@ -24,6 +24,7 @@ def run_local(
     config: Path | None,
     unet: str | None,
     sam: str | None,
+    stage_model: str | None,
     max_memory: float | None,
 ) -> int:
     """Process `source` into the folder `out`; see ``cmseg run --help``.
@@ -63,6 +64,7 @@ def run_local(
                 out=out.expanduser().absolute(),
                 unet=unet or workspace.unet,
                 sam=sam or workspace.sam,
+                stage_model=stage_model or workspace.stage_model,
                 tracking_uri=tracking_uri(workspace),
                 workspace=workspace.workspace,
                 max_memory_gb=max_memory or workspace.max_memory_gb,

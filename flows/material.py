@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Taxonomy
-from cmseg_core.storage.datasets import Dataset, read_arrays, read_dataset
+from cmseg_core.storage.datasets import Dataset, read_arrays, read_dataset, version_key
 from cmseg_core.storage.store import Store
-from flows.labelled import LabelledAcquisition, find_labelled, read_labelled
+from flows.labelled import LabelledAcquisition, content_digest, find_labelled, read_labelled
 
 if TYPE_CHECKING:  # the numeric libraries read the environment, which is prepared once the material is known
     from cmseg_core.foreground.training import LabelledField
@@ -35,13 +35,28 @@ class Material:
     name : str
         For people.
     facts : dict of str to str
-        What identifies it: goes into the record of a training.
+        What identifies it: ``dataset`` and ``dataset_digest``, a hash of all its content. Goes into the record of a
+        training.
+    source : str
+        Path or ``s3://`` address.
     """
 
     place: Dataset | tuple[LabelledAcquisition, ...]
     taxonomy: Taxonomy
     name: str
     facts: dict[str, str]
+    source: str = ""
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Classes and samples, for the record of a training."""
+        samples = self.place.samples if isinstance(self.place, Dataset) else self.place
+        return {"classes": self.taxonomy.names, "samples": [sample.name for sample in samples]}
+
+    @property
+    def fields(self) -> bool:
+        """All that is learnt from are whole fields, not cells."""
+        return isinstance(self.place, Dataset) and all(sample.kind == "field" for sample in self.place.samples)
 
 
 def find_material(reference: str, store: Callable[[], Store], pipeline: PipelineConfig) -> Material:
@@ -63,13 +78,14 @@ def find_material(reference: str, store: Callable[[], Store], pipeline: Pipeline
     folder = Path(reference)
     if folder.exists() or len(folder.parts) != 1:
         found = tuple(find_labelled(folder))
-        facts = {"dataset": str(folder.absolute())}
-        return Material(found, pipeline.taxonomy, folder.absolute().name, facts)
-    dataset = read_dataset(store(), reference)
+        facts = {"dataset": str(folder.absolute()), "dataset_digest": content_digest(found)}
+        return Material(found, pipeline.taxonomy, folder.absolute().name, facts, str(folder.absolute()))
+    opened = store()
+    dataset = read_dataset(opened, reference)
     if not dataset.samples:
         raise InputError(dataset.reference, "holds no sample", "add labelled cells with `cmseg dataset add`")
     facts = {"dataset": dataset.reference, "dataset_digest": dataset.digest}
-    return Material(dataset, dataset.taxonomy, dataset.name, facts)
+    return Material(dataset, dataset.taxonomy, dataset.name, facts, opened.uri_of(version_key(dataset)))
 
 
 def find_validation(reference: str | None, store: Callable[[], Store], pipeline: PipelineConfig) -> Material | None:
@@ -110,7 +126,6 @@ def read_all(
     """Every labelled cell of the material."""
     if isinstance(material.place, tuple):
         return _cut(material.place, pipeline, report)
-    report(f"reading {len(material.place.samples)} samples of {material.place.reference}")
     return list(_samples(material.place, store(), median=pipeline.preprocess.median_size == 3))
 
 
@@ -128,9 +143,18 @@ def read_case(
 
     if not 1 <= case <= CASES:
         raise InputError("--case", f"{case} is not a case", f"give 1 to {CASES}")
+    check_cases(material)
     cells = read_all(material, store, pipeline, report)
     fold = cross_validation([cell.stage for cell in cells])[case - 1]
     return [cells[i] for i in fold.training], [cells[i] for i in fold.validation]
+
+
+def check_cases(material: Material) -> None:
+    """Raise `InputError` where the samples of a data set are too few for six cases; nothing is read for it."""
+    from cmseg_core.organelles.folds import cross_validation
+
+    if isinstance(material.place, Dataset):
+        cross_validation([sample.stage for sample in material.place.samples])
 
 
 def read_fields(
@@ -180,11 +204,13 @@ def _samples(dataset: Dataset, store: Store, *, median: bool) -> Iterator[Labell
 
 def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report: Report) -> list[LabelledCell]:
     from cmseg_core.organelles.cutting import cut_cells
+    from cmseg_core.organelles.labels import count_labels
 
     cells = []
     for field in fields:
-        report(f"cutting cells out of {field.name}")
         image, ids, organelles = read_labelled(field, pipeline.preprocess)
+        count_labels(organelles, pipeline.taxonomy, field.organelles)
+        report(f"cutting cells out of {field.name}")
         margin = pipeline.organelles.margin_nm
         cells += cut_cells(image, ids, organelles, field.voxel_size, field.stages, margin, field.name)
     if fields and not cells:

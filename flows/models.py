@@ -163,6 +163,10 @@ def check_model(file: Path, role: Role) -> None:
         from cmseg_core.organelles.model import load_model
 
         load_model(file)
+    elif role == "stage":
+        from cmseg_core.morphology.stage_classifier import load_classifier
+
+        load_classifier(file)
     else:
         from cmseg_core.foreground import load_sam
 

@@ -119,6 +119,7 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         s3_region=store.region,
         unet=workspace.unet,
         sam=workspace.sam,
+        stage_model=workspace.stage_model,
         tracking_uri=tracking_uri(workspace),
         workspace=workspace.workspace,
         max_memory_gb=workspace.max_memory_gb,

@@ -28,7 +28,7 @@ from tasks.foreground import foreground
 from tasks.ingest import ingest
 from tasks.instances import instances, regions_of
 from tasks.measure import measure
-from tasks.models import agreed_taxonomy
+from tasks.models import agreed_taxonomy, suited_classifier
 from tasks.organelles import organelles
 from tasks.preprocess import preprocess
 from tasks.request import AcquisitionRequest, AcquisitionResult
@@ -101,6 +101,7 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
     voxel_size = checked.acquisition.voxel_size
     log.info("%s: reading %d sections", request.name, checked.shape[0])
     taxonomy = agreed_taxonomy(config, checked.models["unet"])
+    stage_model = suited_classifier(checked.models.get("stage"), taxonomy)
     ingested = ingest(
         source=request.source,
         sha256=checked.acquisition.sha256,
@@ -154,6 +155,7 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
             voxel_size=unmapped(voxel_size),
             taxonomy=unmapped(taxonomy),
             mesh=unmapped(config.mesh),
+            stage_model=unmapped(stage_model),
             store=unmapped(store),
         ),
     )

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
-from cmseg_core.schema import Frozen, PipelineConfig, Workspace, first_problem
+from cmseg_core.organelles.metadata import read_taxonomy
+from cmseg_core.schema import Frozen, PipelineConfig, Taxonomy, Workspace, first_problem
 from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file, resolve_model
-from cmseg_core.tracking.runs import TrainingRun, training_run
+from cmseg_core.tracking.runs import TrainingRun, end_run, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
 from flows.material import Material, Report, find_material, find_validation, read_case, read_cells, read_fields
 from flows.places import store_address, tracking_uri
+from flows.training_record import record_material, record_outcome
+from flows.unfinished import UnfinishedTraining, unfinished
 from tasks.request import StoreAddress
+
+if TYPE_CHECKING:  # the numeric libraries read the environment, which is prepared once the material is known
+    from cmseg_core.organelles.dataset import LabelledCell
+    from cmseg_core.organelles.model import OrganelleModel
+    from cmseg_core.organelles.training import TrainingConfig
 
 
 class Trained(Frozen):
@@ -65,6 +74,11 @@ class TrainingJob:
     out : path, optional
         File that the model is written to, besides the registry.
     tracking_uri : str
+    workspace : Path
+        Where an unfinished training keeps its state.
+    max_memory_gb : float
+    fresh : bool
+        Start anew what an earlier command left unfinished.
     """
 
     material: Material
@@ -76,6 +90,9 @@ class TrainingJob:
     case: int | None
     out: Path | None
     tracking_uri: str
+    workspace: Path
+    max_memory_gb: float
+    fresh: bool
 
 
 def train_local(
@@ -90,6 +107,7 @@ def train_local(
     case: int | None,
     all_cases: bool,
     out: Path | None,
+    fresh: bool,
     changes: dict[str, Any],
 ) -> int:
     """Train as ``cmseg train`` is asked to, and print the scores.
@@ -108,6 +126,8 @@ def train_local(
     store = store_address(workspace)
     material = find_material(dataset, store.open, pipeline)
     kept = find_validation(validation, store.open, pipeline)
+    if kept is not None and kept.facts and kept.taxonomy.names != material.taxonomy.names:
+        raise _other_classes(validation, kept.taxonomy, material.taxonomy)
     prepare(workspace, training=True)
     uri = tracking_uri(workspace)
     job = TrainingJob(
@@ -116,10 +136,13 @@ def train_local(
         store=store,
         settings=settings,
         preset=preset,
-        initial=None if initial is None else _start(initial, model, uri, workspace),
+        initial=None if initial is None else _start(initial, model, material.taxonomy, uri, workspace),
         case=case,
         out=out,
         tracking_uri=uri,
+        workspace=workspace.workspace,
+        max_memory_gb=workspace.max_memory_gb,
+        fresh=fresh,
     )
     try:
         if all_cases:
@@ -128,7 +151,10 @@ def train_local(
             document, text = cross_validate(job, pipeline, console)
             console.result(document, text)
             return DONE
-        trained = (train_unet if model == "unet" else train_sam_model)(job, pipeline, console.say)
+        if model == "unet":
+            trained = train_unet(job, pipeline, console)
+        else:
+            trained = (train_sam_model if model == "sam" else train_stage_model)(job, pipeline, console.say)
     except ValidationError as error:
         mend = "use the names and ranges of the training's settings"
         raise InputError(config or "training", first_problem(error), mend) from error
@@ -139,7 +165,7 @@ def train_local(
 def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str | None, out: Path | None) -> None:
     option = "--all-cases" if all_cases else "--case"
     if model != "unet":
-        raise InputError(option, "cannot be used with --model sam", "leave it out")
+        raise InputError(option, f"cannot be used with --model {model}", "leave it out")
     if validation is not None:
         raise InputError(option, "chooses the cells for validation itself", "leave --validation out")
     if all_cases and (case is not None or out is not None):
@@ -148,10 +174,19 @@ def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str
         )
 
 
-def _start(initial: str, role: Role, uri: str, workspace: Workspace) -> Path:
+def _start(initial: str, role: Role, taxonomy: Taxonomy, uri: str, workspace: Workspace) -> Path:
     if role != "unet":
-        raise InputError("--initial", "cannot be used with --model sam", "train a SAM from nothing, or leave it out")
-    return resolve_model(initial, role, uri, workspace.workspace / "models").path
+        raise InputError("--initial", f"cannot be used with --model {role}", "leave it out: it trains from nothing")
+    path = resolve_model(initial, role, uri, workspace.workspace / "models").path
+    known = read_taxonomy(path)
+    if known.names != taxonomy.names:
+        raise _other_classes(initial, known, taxonomy)
+    return path
+
+
+def _other_classes(subject: object, known: Taxonomy, wanted: Taxonomy) -> InputError:
+    mend = f"the data set has {', '.join(wanted.names)}: give one of the same classes"
+    return InputError(subject, f"knows the classes {', '.join(known.names)}", mend)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -165,7 +200,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return content
 
 
-def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
+def train_unet(job: TrainingJob, pipeline: PipelineConfig, console: Console) -> Trained:
     """Train the organelle network.
 
     Raises
@@ -173,21 +208,108 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    from cmseg_core.organelles.model import load_model, save_model
-    from cmseg_core.organelles.training import TrainingConfig, train
-
-    config = TrainingConfig.of(job.preset, **job.settings)
-    initial = None if job.initial is None else load_model(job.initial)
     if job.case is None:
-        cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, report)
+        cells, held_out = read_cells(job.material, job.validation, job.store.open, pipeline, console.say)
+        unseen = held_out
     else:  # what a case is scored with may not choose its weights
-        (cells, _), held_out = read_case(job.material, job.case, job.store.open, pipeline, report), []
-    report(f"training on {len(cells)} cells, validation on {len(held_out)}")
-    with _tracked(job, "unet", config.model_dump(mode="json")) as run:
+        (cells, unseen), held_out = read_case(job.material, job.case, job.store.open, pipeline, console.say), []
+    trained, place = train_kept(job, cells, held_out, unseen, pipeline, console)
+    if job.out is not None:
+        copy_whole(place.model, job.out)
+    place.remove()
+    return trained
+
+
+def train_kept(
+    job: TrainingJob,
+    cells: list[LabelledCell],
+    held_out: list[LabelledCell],
+    unseen: list[LabelledCell],
+    pipeline: PipelineConfig,
+    console: Console,
+) -> tuple[Trained, UnfinishedTraining]:
+    """Train the organelle network on some cells, going on where an earlier command of the same training broke off.
+
+    Parameters
+    ----------
+    job : TrainingJob
+    cells, held_out : list of LabelledCell
+        To train on, and to choose the weights with.
+    unseen : list of LabelledCell
+        Scored for the record of the training: `held_out`, or what a case leaves out.
+    pipeline : PipelineConfig
+    console : Console
+
+    Returns
+    -------
+    trained : Trained
+    place : UnfinishedTraining
+        Holds the model, and the outcome for a command that asks for the same again, until the caller removes it.
+
+    Raises
+    ------
+    InputError
+        Where the cells or the settings cannot be used, or another process is at the same training.
+    """
+    from cmseg_core.organelles.checkpoint import training_key
+    from cmseg_core.organelles.epochs import TrainingDiverged
+    from cmseg_core.organelles.labels import check_learnable
+    from cmseg_core.organelles.model import load_model
+    from cmseg_core.organelles.training import TrainingConfig
+
+    config = TrainingConfig.of(job.preset, fields=job.material.fields, **job.settings)
+    initial = None if job.initial is None else load_model(job.initial)
+    if initial is None:  # a model to start from knows its classes already
+        check_learnable([*cells, *unseen], job.material.taxonomy, job.material.facts["dataset"])
+    key = training_key(cells, held_out, config, job.material.taxonomy, pipeline.preprocess, initial)
+    with unfinished(job.workspace, key) as place:
+        run = place.read("run")
+        if job.fresh and run is not None:
+            end_run(job.tracking_uri, run["run_id"])
+        if job.fresh:
+            place.clear()
+        done = place.read("trained")
+        if done is not None:
+            console.say(f"{job.material.name}: trained already, as {done['model']}")
+            return Trained.model_validate(done), place
+        try:
+            trained = _train_at(place, job, config, cells, held_out, unseen, pipeline, initial, console)
+        except InputError as error:
+            if isinstance(error, TrainingDiverged) or not place.checkpoint.exists():
+                place.remove()  # nothing to go on with; what was reached before some other complaint is kept
+            raise
+        place.write("trained", trained.model_dump(mode="json"))
+        place.checkpoint.unlink(missing_ok=True)
+        return trained, place
+
+
+def _train_at(
+    place: UnfinishedTraining,
+    job: TrainingJob,
+    config: TrainingConfig,
+    cells: list[LabelledCell],
+    held_out: list[LabelledCell],
+    unseen: list[LabelledCell],
+    pipeline: PipelineConfig,
+    initial: OrganelleModel | None,
+    console: Console,
+) -> Trained:
+    from cmseg_core.organelles.model import save_model
+    from cmseg_core.organelles.training import train
+
+    name = job.material.name
+    console.say(f"training on {len(cells)} cells, validation on {len(held_out)}")
+    broken_off = (place.read("run") or {}).get("run_id")
+    with _tracked(job, "unet", config.model_dump(mode="json"), broken_off) as run, console.gauge(name) as bar:
+        place.write("run", {"run_id": run.run_id})
 
         def on_epoch(row: dict[str, Any]) -> None:
             run.log_metrics({k: v for k, v in row.items() if k not in ("epoch", "epochs")}, step=row["epoch"])
-            report(f"epoch {row['epoch']} of {row['epochs']}: {_figures(row)}")
+            console.say(f"{_epoch(row)}: {_figures(row)}")
+
+        def on_step(row: dict[str, Any]) -> None:
+            at = f"{_epoch(row)}, step {row['step']} of {row['steps']}, loss {row['loss']:.3f}"
+            bar(row["share"], at)
 
         done = train(
             cells,
@@ -195,12 +317,18 @@ def train_unet(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Tr
             job.material.taxonomy,
             preprocess=pipeline.preprocess,
             validation=held_out,
-            on_epoch=on_epoch,
             initial=initial,
+            on_epoch=on_epoch,
+            on_step=on_step,
+            say=lambda line: console.say(f"{name}: {line}"),
+            checkpoint=place.checkpoint,
+            max_memory_gb=job.max_memory_gb,
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
-        return _registered(job, "unet", run, scores, partial(save_model, done.model))
+        record_outcome(run, done.model, unseen, pipeline, console.say)
+        kept = replace(job, out=place.model)
+        return _registered(kept, "unet", run, scores, partial(save_model, done.model))
 
 
 def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
@@ -231,6 +359,40 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
         return _registered(job, "sam", run, scores, save)
 
 
+def train_stage_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
+    """Train the classifier of the cell-cycle stage on true labels, and on copies of them with mistakes.
+
+    Raises
+    ------
+    InputError
+        Where the data set, the settings or the output file cannot be used.
+    """
+    from cmseg_core.evaluation.stages import described, score_classifier
+    from cmseg_core.morphology.stage_classifier import save_classifier
+    from cmseg_core.morphology.stage_training import StageTrainingConfig, train_classifier
+    from flows.cell_cycle import read_staged
+
+    config = StageTrainingConfig.model_validate(job.settings)
+    cells, held_out = read_staged(job.material, job.validation, job.store.open, pipeline, report)
+    report(f"training on {len(cells)} cells, validation on {len(held_out)}")
+    with _tracked(job, "stage", config.model_dump(mode="json")) as run:
+        classifier = train_classifier(cells, config, job.material.taxonomy)
+        scores: dict[str, Any] = {}
+        if held_out:
+            full = score_classifier(classifier, held_out, job.material.taxonomy)
+            scores = {name: full[name] for name in ("accuracy", "mean_recall", "calibration_error")}
+            scores["accuracy_of_rule"] = full["rule"]["accuracy"]
+            run.log_metrics({**scores, "recall": full["recall"]})
+            report(described(full))
+            with tempfile.TemporaryDirectory() as folder:
+                for name, text in (("stages.txt", described(full)), ("stages.json", json.dumps(full, indent=1))):
+                    Path(folder, name).write_text(text + "\n", encoding="utf-8")
+                    run.log_artifact(Path(folder, name))
+            metadata = {**classifier.metadata, "validation": {"cells": len(held_out), **scores}}
+            classifier = classifier.model_copy(update={"metadata": metadata})
+        return _registered(job, "stage", run, scores, partial(save_classifier, classifier))
+
+
 def _described(trained: Trained) -> str:
     lines = [f"{trained.model} (run {trained.run_id})"]
     if "iou" in trained.scores:
@@ -258,7 +420,7 @@ def check_out(out: Path | None, role: Role) -> None:
 
 
 @contextmanager
-def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[TrainingRun]:
+def _tracked(job: TrainingJob, role: Role, config: dict[str, Any], resume: str | None = None) -> Iterator[TrainingRun]:
     params = {
         **job.material.facts,
         "preset": job.preset,
@@ -266,7 +428,9 @@ def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[T
         "initial": str(job.initial or "nothing"),
         **config,
     }
-    with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.material.name, params=params) as run:
+    name = job.material.name
+    with training_run(job.tracking_uri, MODEL_NAMES[role], name=name, params=params, resume=resume) as run:
+        record_material(run, job.material, job.validation)
         yield run
 
 
@@ -295,6 +459,13 @@ def copy_whole(path: Path, out: Path) -> None:
     staged = out.with_name(f".{out.name}.partial")
     shutil.copyfile(path, staged)
     staged.replace(out)
+
+
+def _epoch(row: dict[str, Any]) -> str:
+    """Which epoch it is, and of how many unless the clock ends the training."""
+    from cmseg_core.organelles.training import UNTIL_THE_CLOCK
+
+    return f"epoch {row['epoch']}" + ("" if row["epochs"] == UNTIL_THE_CLOCK else f" of {row['epochs']}")
 
 
 def _figures(row: dict[str, Any]) -> str:

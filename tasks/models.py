@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmseg_core.errors import InputError
+from cmseg_core.morphology.stage_classifier import StageClassifier, load_classifier
 from cmseg_core.schema import PipelineConfig, Taxonomy
 from cmseg_core.tracking.registry import ResolvedModel, Role, resolve_model
-from tasks.request import AcquisitionRequest
+from tasks.request import STAGE_RULE, AcquisitionRequest
 
 if TYPE_CHECKING:
     from cmseg_core.organelles.model import OrganelleModel
@@ -26,6 +27,8 @@ def resolve_models(request: AcquisitionRequest) -> dict[Role, ResolvedModel]:
     wanted: dict[Role, str] = {"unet": request.unet}
     if request.config.foreground.method == "sam":
         wanted["sam"] = request.sam
+    if request.stage_model != STAGE_RULE:
+        wanted["stage"] = request.stage_model
     cache = request.workspace / "models"
     return {role: resolve_model(name, role, request.tracking_uri, cache) for role, name in wanted.items()}
 
@@ -33,6 +36,22 @@ def resolve_models(request: AcquisitionRequest) -> dict[Role, ResolvedModel]:
 def organelle_model(resolved: ResolvedModel) -> OrganelleModel:
     """The network, loaded once a process however many cells it labels."""
     return _load(resolved.path, resolved.sha256)
+
+
+def stage_classifier(resolved: ResolvedModel) -> StageClassifier:
+    """The classifier of the cell-cycle stage, read once a process."""
+    return _load_classifier(resolved.path, resolved.sha256)
+
+
+def suited_classifier(resolved: ResolvedModel | None, taxonomy: Taxonomy) -> ResolvedModel | None:
+    """The classifier's model once it has proved to be one; None where there is none or this taxonomy is beyond it.
+
+    Raises
+    ------
+    InputError
+        Where the file holds none.
+    """
+    return resolved if resolved is not None and stage_classifier(resolved).judges(taxonomy) else None
 
 
 def agreed_taxonomy(config: PipelineConfig, resolved: ResolvedModel) -> Taxonomy:
@@ -58,3 +77,8 @@ def _load(path: Path, _sha256: str) -> OrganelleModel:
     from cmseg_core.organelles.model import load_model
 
     return load_model(path)
+
+
+@lru_cache(maxsize=1)
+def _load_classifier(path: Path, _sha256: str) -> StageClassifier:
+    return load_classifier(path)

@@ -10,6 +10,9 @@ from pydantic import Field
 from cmseg_core.schema import Frozen, PipelineConfig, Stage, VoxelSize
 from cmseg_core.storage.store import Store
 
+STAGE_RULE = "rule"
+"""In place of a reference to a classifier of the stage: the rule tells it."""
+
 
 class StoreAddress(Frozen):
     """Where the artifact store is; credentials come from the environment of whoever opens it."""
@@ -50,8 +53,8 @@ class AcquisitionRequest(Frozen):
         Of the store.
     out : Path, optional
         Folder of the result; None publishes below ``acquisitions/<name>/`` of the store.
-    unet, sam : str
-        Model references.
+    unet, sam, stage_model : str
+        Model references; the last may be ``rule``.
     tracking_uri : str
         Of the model registry.
     workspace : Path
@@ -75,6 +78,7 @@ class AcquisitionRequest(Frozen):
     out: Path | None = None
     unet: str = "packaged"
     sam: str = "packaged"
+    stage_model: str = "packaged"
     tracking_uri: str
     workspace: Path
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0

@@ -23,9 +23,9 @@ def open_stack(source: str, voxel_size: VoxelSize | None) -> SectionSource:
     path = Path(source)
     if not is_zarr(path):
         return open_source(path, voxel_size)
-    array, stated = open_image(path)
+    array, size = open_image(path, voxel_size=voxel_size)
     sections = ArraySections(array, path, {"format": "OME-Zarr"})
-    return SectionSource(sections, voxel_size or stated, {"voxel_size_from": "OME-Zarr metadata"})
+    return SectionSource(sections, size, {"voxel_size_from": "the user" if voxel_size else "OME-Zarr metadata"})
 
 
 def is_zarr(path: Path) -> bool:

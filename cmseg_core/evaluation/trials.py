@@ -128,9 +128,11 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
         ``iou`` and ``dice`` by class, pooled over all cells, and ``mean_iou`` of the foreground; ``intervals`` of the
         IoU (95 %, bootstrap over cells); ``per_stage``, with ``stage_intervals`` and ``per_stage_one`` of one
         direction; ``directions`` with ``one`` (across z, as the paper's single direction), ``three`` and each of
-        ``z``, ``y``, ``x``; ``per_cell`` with mean and standard deviation of the IoU, HD95 and mean surface distance
-        in nm, the found over the true volume and the share of right counts; ``calibration``; ``review``, which says how
-        well the review score finds what went wrong; ``cells`` with the IoU and the review score of each.
+        ``z``, ``y``, ``x``; ``fusion`` with the ``best`` single direction of each foreground class, the ``gain`` of
+        all three over it, and the classes ``lost`` to it; ``per_cell`` with mean and standard deviation of the IoU,
+        HD95 and mean surface distance in nm, the found over the true volume and the share of right counts;
+        ``calibration``; ``review``, which says how well the review score finds what went wrong; ``cells`` with the
+        IoU and the review score of each.
     """
     names = taxonomy.names
     iou = _pooled([record.table for record in records], names)
@@ -149,6 +151,7 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
         "per_stage_one": {stage: _pooled([r.single[0] for r in group], names) for stage, group in by_stage.items()},
         "stage_intervals": {stage: _intervals(group, names) for stage, group in by_stage.items()},
         "directions": {"one": single[0], "three": iou, **dict(zip(DIRECTIONS, single, strict=True))},
+        "fusion": _fusion(iou, dict(zip(DIRECTIONS, single, strict=True)), taxonomy),
         "per_cell": _per_cell(records, taxonomy),
         "calibration": _calibration(records),
         "review": _review(records),
@@ -161,6 +164,24 @@ def summarise(records: Sequence[CellRecord], taxonomy: Taxonomy) -> dict[str, An
             }
             for r in records
         ],
+    }
+
+
+def _fusion(
+    fused: dict[str, float | None], single: dict[str, dict[str, float | None]], taxonomy: Taxonomy
+) -> dict[str, Any]:
+    """What fusing gains over the best single direction of each class; None where fewer than two have a score."""
+    best: dict[str, str | None] = {}
+    gain: dict[str, float | None] = {}
+    for name in (c.name for c in taxonomy.foreground):
+        alone = {way: iou for way in single if (iou := single[way][name]) is not None}
+        whole = fused[name]
+        best[name] = max(alone, key=alone.__getitem__) if len(alone) > 1 else None
+        gain[name] = None if whole is None or (way := best[name]) is None else whole - alone[way]
+    return {
+        "best": best,
+        "gain": gain,
+        "lost": [name for name, value in gain.items() if value is not None and value < 0],
     }
 
 

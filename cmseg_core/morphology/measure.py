@@ -12,6 +12,7 @@ from cmseg_core.instances.regions import CellRegion
 from cmseg_core.morphology.review import has_single_copies, review_score
 from cmseg_core.morphology.shape import count_objects, crofton_surface_um2, waist_ratio
 from cmseg_core.morphology.stage import SINGLE_COPY, cell_cycle_stage
+from cmseg_core.morphology.stage_classifier import StageClassifier
 from cmseg_core.schema import OrganelleClass, Taxonomy, VoxelSize
 
 _LOW_CONFIDENCE = 0.75
@@ -40,6 +41,7 @@ def measure_cell(
     *,
     disagreement: float,
     expected_iou: Mapping[str, float | None],
+    classifier: StageClassifier | None = None,
 ) -> dict[str, Any]:
     """Measure one segmented cell.
 
@@ -59,6 +61,9 @@ def measure_cell(
         Fraction of the cell's voxels on which the directions of inference disagree.
     expected_iou : mapping
         Name of each foreground class to the IoU that its probabilities foretell; None where it was not found.
+    classifier : StageClassifier, optional
+        Tells the stage; without it, or where the taxonomy is beyond it, the rule does
+        (:func:`~cmseg_core.morphology.stage.cell_cycle_stage`).
 
     Returns
     -------
@@ -88,9 +93,11 @@ def measure_cell(
     boxes = ndimage.find_objects(labels, max_label=len(taxonomy) - 1)
     for kind, box in zip(taxonomy.foreground, boxes, strict=True):
         row.update(_measure_class(labels, confidence, kind, box, voxel_size))
-    row["stage"], row["stage_confidence"] = cell_cycle_stage(
-        row, plastid_waist=_plastid_waist(labels, taxonomy, boxes, voxel_size), cell_neck=region.neck_ratio
-    )
+    if classifier is not None and classifier.judges(taxonomy):
+        row["stage"], row["stage_confidence"] = classifier.stage_of(labels, taxonomy, voxel_size)
+    else:
+        waist = _plastid_waist(labels, taxonomy, boxes, voxel_size)
+        row["stage"], row["stage_confidence"] = cell_cycle_stage(row, plastid_waist=waist, cell_neck=region.neck_ratio)
     row["disagreement"] = disagreement
     row["review_score"] = review_score(expected_iou, taxonomy)
     row["flags"] = ";".join(_flags(row, taxonomy, region))

@@ -19,10 +19,11 @@ LEAST_OBJECT_FRACTION = 0.05
 _HALF_NEIGHBOURHOOD = [o for o in np.ndindex(3, 3, 3) if o > (1, 1, 1)]
 """One of each pair of opposite neighbours of a voxel, offset by one: 13 directions."""
 _WAIST_BINS = 32
+_WITHIN_VOXEL = (np.arange(4) - 1.5) / 4
 
 
-def count_objects(mask: np.ndarray, voxel_size: VoxelSize) -> int:
-    """Number of 26-connected objects, specks left out.
+def separate_objects(mask: np.ndarray, voxel_size: VoxelSize) -> tuple[np.ndarray, list[int]]:
+    """Tell the 26-connected objects of a mask apart, specks left out.
 
     Parameters
     ----------
@@ -31,14 +32,20 @@ def count_objects(mask: np.ndarray, voxel_size: VoxelSize) -> int:
 
     Returns
     -------
-    int
-        Objects of at least ``LEAST_OBJECT_UM3`` and ``LEAST_OBJECT_FRACTION`` of the largest.
+    objects : ndarray of unsigned integers, shape (z, y, x)
+        Ids of all pieces; 0 outside.
+    ids : list of int
+        Of the objects of at least ``LEAST_OBJECT_UM3`` and ``LEAST_OBJECT_FRACTION`` of the largest, largest first.
     """
     objects = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
     sizes = np.bincount(objects.ravel())[1:] * voxel_size.volume_um3
-    if not len(sizes):
-        return 0
-    return int((sizes >= max(LEAST_OBJECT_UM3, LEAST_OBJECT_FRACTION * sizes.max())).sum())
+    least = max(LEAST_OBJECT_UM3, LEAST_OBJECT_FRACTION * sizes.max(initial=0))
+    return objects, [int(i) + 1 for i in np.argsort(-sizes, kind="stable") if sizes[i] >= least]
+
+
+def count_objects(mask: np.ndarray, voxel_size: VoxelSize) -> int:
+    """Number of 26-connected objects, specks left out: see :func:`separate_objects`."""
+    return len(separate_objects(mask, voxel_size)[1])
 
 
 def crofton_surface_um2(mask: np.ndarray, voxel_size: VoxelSize) -> float:
@@ -114,7 +121,10 @@ def waist_ratio(mask: np.ndarray, voxel_size: VoxelSize) -> float:
     _, axes = np.linalg.eigh(centred.T @ centred)
     along = centred @ axes[:, -1]
     bins = max(4, min(_WAIST_BINS, int(np.ptp(along) / (1.5 * max(voxel_size.zyx)))))
-    profile = gaussian_filter1d(np.histogram(along, bins)[0].astype(float), bins / 24, mode="constant")
+    # A voxel counts where it reaches to, not at its centre alone: layers of the grid would beat against the slices.
+    reach = float(np.abs(axes[:, -1]) @ voxel_size.zyx)
+    spread = along[:, None] + reach * _WITHIN_VOXEL
+    profile = gaussian_filter1d(np.histogram(spread, bins)[0].astype(float), bins / 24, mode="constant")
     before = np.maximum.accumulate(profile)
     after = np.maximum.accumulate(profile[::-1])[::-1]
     return float((profile / np.minimum(before, after)).min())

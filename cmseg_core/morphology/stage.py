@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cmseg_core.schema import STAGES, Stage
+from cmseg_core.instances.regions import neck_ratio
+from cmseg_core.morphology.shape import count_objects, waist_ratio
+from cmseg_core.schema import STAGES, Stage, Taxonomy, VoxelSize
 
 SINGLE_COPY = ("plastid", "mitochondrion", "peroxisome", "nucleus")
 """Organelles of which a cell has one, or two late in division; in the order in which they divide."""
@@ -36,8 +38,9 @@ def cell_cycle_stage(
     Each stage foretells which organelles are double: none in stages 1 and 2, the plastid from 3, mitochondrion and
     peroxisome from 4, the nucleus in 5. In stage 2 the single plastid is constricted, in stage 1 it is not. Counts and
     shapes are weighed as independent witnesses with a fixed reliability, and the likeliest stage is taken, so that one
-    wrong count neither decides nor spoils the result. These are rules, not a trained classifier; where the shapes
-    turn from one stage to the next was set on simulated cells.
+    wrong count neither decides nor spoils the result. These are rules; where the shapes turn from one stage to the next
+    was set on simulated cells. They stand in where no trained classifier
+    (:mod:`cmseg_core.morphology.stage_classifier`) is wanted, and are what it is compared with.
 
     Parameters
     ----------
@@ -68,6 +71,27 @@ def cell_cycle_stage(
         likelihood *= _NECK_CHANCE if cell_neck < _NECK_BELOW else 1 - _NECK_CHANCE
     best = int(np.argmax(likelihood))
     return STAGES[best], float(likelihood[best] / likelihood.sum())
+
+
+def stage_by_rule(labels: np.ndarray, taxonomy: Taxonomy, voxel_size: VoxelSize) -> tuple[Stage | None, float]:
+    """Apply :func:`cell_cycle_stage` to the labels of one cell.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (z, y, x)
+        Class ids in the crop of the cell; 0 outside.
+    taxonomy : Taxonomy
+    voxel_size : VoxelSize
+
+    Returns
+    -------
+    stage : int or None
+    confidence : float
+    """
+    masks = {name: labels == taxonomy.id_of(name) for name in SINGLE_COPY if name in taxonomy.names}
+    counts = {f"{name}_count": count_objects(mask, voxel_size) for name, mask in masks.items()}
+    waist = waist_ratio(masks["plastid"], voxel_size) if counts.get("plastid_count") else None
+    return cell_cycle_stage(counts, plastid_waist=waist, cell_neck=neck_ratio(labels > 0, voxel_size))
 
 
 def _from_count(name: str, count: int) -> np.ndarray:

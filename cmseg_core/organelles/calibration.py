@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+
+from cmseg_core.organelles.fusion import Weights, fuse
 
 _TINY = 1e-7
 
@@ -19,9 +19,7 @@ def apply_temperature(probabilities: NDArray[np.float32], temperature: float) ->
     return scaled / scaled.sum(axis=-1, keepdims=True)
 
 
-def fit_temperature(
-    probabilities: NDArray[np.float32], truth: NDArray[np.integer], rule: Literal["maximum", "mean"] = "maximum"
-) -> float:
+def fit_temperature(probabilities: NDArray[np.float32], truth: NDArray[np.integer], weights: Weights | None) -> float:
     """Temperature with the least cross-entropy of what the directions say together.
 
     It is the fused probability that the pipeline reports, and fusing changes how sure it is: the maximum of several
@@ -32,8 +30,8 @@ def fit_temperature(
     probabilities : ndarray of float32, shape (voxels, directions, classes)
         Of held-out voxels.
     truth : ndarray of integers, shape (voxels,)
-    rule : {"maximum", "mean"}
-        How directions are fused.
+    weights : ndarray of float64, shape (directions, classes), or None
+        What a direction counts for in each class. None: the maximum.
 
     Returns
     -------
@@ -48,7 +46,7 @@ def fit_temperature(
 
     def cross_entropy(log_temperature: float) -> float:
         softened = apply_temperature(probabilities, float(np.exp(log_temperature)))
-        fused = softened.max(axis=1) if rule == "maximum" else softened.mean(axis=1)
+        fused = fuse(softened, weights)
         return float(-np.log(np.maximum(fused[voxels, truth] / fused.sum(axis=1), _TINY)).mean())
 
     found = minimize_scalar(cross_entropy, bounds=(np.log(0.25), np.log(4.0)), method="bounded")

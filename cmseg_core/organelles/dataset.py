@@ -163,6 +163,8 @@ class SectionSampler:
         None takes the sections as they are.
     channels : int
         1, or an odd number of neighbouring sections.
+    name : str
+        Of the set, for people.
 
     Raises
     ------
@@ -180,9 +182,10 @@ class SectionSampler:
         seed: int,
         augmentation: AugmentationConfig | None = None,
         channels: int = 1,
+        name: str = "training set",
     ) -> None:
         if not cubes:
-            raise InputError("training set", "holds no cell", "add labelled cells")
+            raise InputError(name, "holds no cell", "add labelled cells")
         self.cubes, self.section_size, self.channels = tuple(cubes), section_size, channels
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.places, present = _table_of_sections(self.cubes, len(taxonomy), section_size)
@@ -191,7 +194,7 @@ class SectionSampler:
         self._with_cell = np.flatnonzero(present[:, 1:].any(axis=1))
         self._empty = np.flatnonzero(~present[:, 1:].any(axis=1))
         if not len(self._with_cell):
-            raise InputError("training set", "has no labelled voxel", "label the cells with ids above 0")
+            raise InputError(name, "has no labelled voxel", "label the cells with ids above 0")
 
     def batch(self, number: int) -> Batch:
         """Batch `number`: float32 (batch, size, size, channels) in 0..1, and int32 labels (batch, size, size)."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from cmseg_core.errors import InputError
+from cmseg_core.organelles.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from cmseg_core.organelles.dataset import Batch, SectionSampler
 from cmseg_core.organelles.losses import compound_loss, tversky_loss
 from cmseg_core.organelles.optimizer import build_optimizer
@@ -20,8 +25,14 @@ if TYPE_CHECKING:
     from cmseg_core.organelles.training import TrainingConfig
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss stopped being a number before any epoch was worth keeping."""
+KEEP_SECONDS = 300.0
+"""In an epoch that takes longer, the state is kept so often; and after every epoch."""
+RETREATS = 3
+"""How often a training goes back to an earlier state before it gives up."""
+
+
+class TrainingDiverged(InputError):
+    """The loss stopped being a number, again and again."""
 
 
 def compile_network(network: keras.Model, config: TrainingConfig) -> None:
@@ -48,71 +59,183 @@ def learning_rate(config: TrainingConfig, progress: float, epoch: int) -> float:
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0))))
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Whom a training tells how it goes on; see :func:`cmseg_core.organelles.training.train`."""
+
+    on_epoch: Callable[[dict[str, Any]], None] | None = None
+    on_step: Callable[[dict[str, Any]], None] | None = None
+    say: Callable[[str], None] | None = None
+
+
 def run_epochs(
     network: keras.Model,
     sampler: SectionSampler,
     held_out: list[Batch],
     config: TrainingConfig,
     taxonomy: Taxonomy,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
+    listener: Listener | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[list[dict[str, Any]], list[NDArray[Any]]]:
-    """Train epoch by epoch; returns the history and the weights worth keeping."""
-    start = time.monotonic()
-    limit = None if config.max_minutes is None else config.max_minutes * 60
-    history: list[dict[str, Any]] = []
-    best, best_score = network.get_weights(), -1.0
-    for epoch in range(config.epochs):
-        began = time.monotonic()
-        steps: list[tuple[float, float]] = []
-        batches = sampler.batches(epoch * config.steps_per_epoch, config.steps_per_epoch)
-        steps.extend(_steps(network, batches, config, epoch, start, limit))
-        seconds = time.monotonic() - began
-        mean_loss = float(np.mean([loss for loss, _ in steps]))
-        if not math.isfinite(mean_loss):
-            if not history:
-                raise TrainingDiverged("the loss is not finite: lower the learning rate, or train in float32")
-            break
-        row: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "epochs": config.epochs,
-            "loss": mean_loss,
-            "learning_rate": steps[-1][1],
-            "seconds": seconds,
-            "sections_per_second": len(steps) * config.batch_size / seconds,
-        }
+    """Train epoch by epoch; returns the history and the weights worth keeping.
+
+    Where a loss or the weights are not finite the training goes back to its last good state, with half the learning
+    rate, up to `RETREATS` times.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Compiled.
+    sampler : SectionSampler
+    held_out : list of Batch
+        Scored after each epoch; may be empty.
+    config : TrainingConfig
+    taxonomy : Taxonomy
+    listener : Listener, optional
+    checkpoint : Path, optional
+        File for the state of the training, from which it goes on where the file is there.
+
+    Raises
+    ------
+    TrainingDiverged
+        Where going back has not helped.
+    """
+    run = _Run(network, config, listener or Listener(), checkpoint)
+    while not run.over():
+        row = run.take_steps(sampler)
+        if row is None:
+            run.go_back()
+            continue
+        score = float(run.progress.epoch)
         if held_out:
             row["iou"], row["mean_iou"] = score_sections(network, held_out, taxonomy)
-        history.append(row)
-        score = row.get("mean_iou", float(epoch)) or 0.0
-        if score >= best_score:
-            best, best_score = network.get_weights(), score
-        if on_epoch is not None:
-            on_epoch(row)
-        if limit is not None and time.monotonic() - start >= limit:
-            break
-    return history, best
+            score = row["mean_iou"] or 0.0
+        run.close_epoch(row, score)
+    return run.progress.history, run.best
 
 
-def _steps(
-    network: keras.Model,
-    batches: Iterator[Batch],
-    config: TrainingConfig,
-    epoch: int,
-    start: float,
-    limit: float | None,
-) -> Iterator[tuple[float, float]]:
-    """Loss and learning rate of each step of an epoch; ends early at the time limit or a loss that is no number."""
-    total = config.epochs * config.steps_per_epoch
-    for number, (images, labels) in enumerate(batches):
-        elapsed = 0.0 if limit is None else (time.monotonic() - start) / limit
-        rate = learning_rate(config, max((epoch * config.steps_per_epoch + number) / total, elapsed), epoch)
-        network.optimizer.learning_rate = rate
-        # train_on_batch returns the running mean since the metrics were reset; the step's own loss is wanted here.
-        network.reset_metrics()
-        loss = float(np.asarray(network.train_on_batch(images, labels)).ravel()[0])
-        yield loss, rate
-        if not math.isfinite(loss) or elapsed >= 1:
+class _Run:
+    """A training on its way."""
+
+    def __init__(
+        self, network: keras.Model, config: TrainingConfig, listener: Listener, checkpoint: Path | None
+    ) -> None:
+        self.network, self.config, self.listener, self.checkpoint = network, config, listener, checkpoint
+        self.progress, self.best = Progress(), _weights(network)
+        self.began = self.epoch_began = self.kept_at = time.monotonic()
+        network.optimizer.build(network.trainable_variables)
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(load_checkpoint(checkpoint))
+            self._say(
+                f"taking up the training at epoch {self.progress.epoch + 1}, step {len(self.progress.losses) + 1}"
+            )
+            self.began -= self.progress.seconds
+            self.epoch_began -= self.progress.epoch_seconds
+        self.good = self._state()
+
+    def over(self) -> bool:
+        """Whether the epochs, the time or the patience is at its end."""
+        progress, config = self.progress, self.config
+        impatient = config.patience is not None and progress.epoch - progress.best_epoch >= config.patience
+        late = config.max_minutes is not None and progress.epoch > 0 and self._share_of_time() >= 1
+        return progress.epoch >= config.epochs or late or impatient
+
+    def take_steps(self, sampler: SectionSampler) -> dict[str, Any] | None:
+        """Take what steps are left of an epoch, fewer at the time limit; what to tell of it, or None to go back."""
+        progress, each = self.progress, self.config.steps_per_epoch
+        done = len(progress.losses)
+        for images, labels in sampler.batches(progress.epoch * each + done, each - done):
+            time_share = self._share_of_time()
+            share = max((progress.epoch + len(progress.losses) / each) / self.config.epochs, time_share)
+            rate = learning_rate(self.config, share, progress.epoch) / 2**progress.retreats
+            self.network.optimizer.learning_rate = rate
+            # train_on_batch returns the running mean since the metrics were reset; the step's own loss is wanted here.
+            self.network.reset_metrics()
+            loss = float(np.asarray(self.network.train_on_batch(images, labels)).ravel()[0])
+            if not math.isfinite(loss):
+                return None
+            progress.losses.append(loss)
+            self._tell_step(share)
+            if time_share >= 1:
+                break
+            if time.monotonic() - self.kept_at > KEEP_SECONDS and not self._keep():
+                return None
+        if not self._state().finite():
+            return None
+        seconds = time.monotonic() - self.epoch_began
+        return {
+            "epoch": progress.epoch + 1,
+            "epochs": self.config.epochs,
+            "loss": float(np.mean(progress.losses)),
+            "learning_rate": float(np.asarray(self.network.optimizer.learning_rate)),
+            "seconds": seconds,
+            "sections_per_second": len(progress.losses) * self.config.batch_size / seconds,
+        }
+
+    def close_epoch(self, row: dict[str, Any], score: float) -> None:
+        """Enter a finished epoch and keep the state after it."""
+        progress = self.progress
+        progress.history.append(row)
+        progress.losses = []
+        if score >= progress.best_score:
+            self.best, progress.best_score, progress.best_epoch = _weights(self.network), score, progress.epoch
+        if self.listener.on_epoch is not None:
+            self.listener.on_epoch(row)
+        self.epoch_began = time.monotonic()
+        self._keep()
+
+    def go_back(self) -> None:
+        """Return to the last good state with a lower learning rate."""
+        retreats = self.progress.retreats + 1
+        if retreats > RETREATS:
+            reason = f"the loss is not finite, {RETREATS} times after going back with half the learning rate"
+            raise TrainingDiverged("training", reason, "set a lower learning_rate, or precision: float32")
+        self._restore(self.good)
+        self.progress.retreats = retreats
+        where = f"epoch {self.progress.epoch + 1}, step {len(self.progress.losses) + 1}"
+        self._say(f"the loss is not finite: going back to {where}, with half the learning rate")
+
+    def _keep(self) -> bool:
+        """Keep the state in memory and in the file; False, and nothing kept, where a number is not finite."""
+        state = self._state()
+        if not state.finite():
+            return False
+        self.good, self.kept_at = state, time.monotonic()
+        if self.checkpoint is not None:
+            save_checkpoint(state, self.checkpoint)
+        return True
+
+    def _state(self) -> Checkpoint:
+        self.progress.seconds = time.monotonic() - self.began
+        self.progress.epoch_seconds = time.monotonic() - self.epoch_began
+        optimizer = [np.array(keras.ops.convert_to_numpy(one)) for one in self.network.optimizer.variables]
+        return Checkpoint(copy.deepcopy(self.progress), _weights(self.network), optimizer, self.best)
+
+    def _restore(self, state: Checkpoint) -> None:
+        self.progress, self.best = copy.deepcopy(state.progress), state.best
+        self.network.set_weights(state.weights)
+        for variable, value in zip(self.network.optimizer.variables, state.optimizer, strict=True):
+            variable.assign(value)
+
+    def _share_of_time(self) -> float:
+        limit = self.config.max_minutes
+        return 0.0 if limit is None else (time.monotonic() - self.began) / (limit * 60)
+
+    def _tell_step(self, share: float) -> None:
+        if self.listener.on_step is None:
             return
+        progress, config = self.progress, self.config
+        row = {"epoch": progress.epoch + 1, "epochs": config.epochs, "step": len(progress.losses)}
+        self.listener.on_step({**row, "steps": config.steps_per_epoch, "loss": progress.losses[-1], "share": share})
+
+    def _say(self, line: str) -> None:
+        if self.listener.say is not None:
+            self.listener.say(line)
+
+
+def _weights(network: keras.Model) -> list[NDArray[Any]]:
+    # Copies: with some backends an array shares its memory with the network.
+    return [np.array(weight) for weight in network.get_weights()]
 
 
 def score_sections(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,8 +14,65 @@ _FULL = 65535
 """Probability 1 as uint16: a sixth of the memory of three float32 stacks, and 1e-5 of the voxels change their class."""
 
 
+AXES = ("z", "y", "x")
+"""Names of the directions, by the axis across which their sections are cut."""
+
+Rule = Literal["model", "mean", "maximum"]
+"""How directions are fused: weighted as the model says, all alike, or the highest of them."""
+
+Weights = NDArray[np.float64]
+"""What each direction counts for in each class, shape (3, classes): not negative, and of sum 1 over the directions."""
+
+
+def equal_weights(classes: int) -> Weights:
+    """The weights whose weighted mean is the mean: 1/3 everywhere."""
+    return np.full((len(AXES), classes), 1 / len(AXES))
+
+
+def weights_of(rule: Rule, fitted: Weights | None, axes: Sequence[int], classes: int) -> Weights | None:
+    """What each direction counts for, where sections are cut across `axes` alone.
+
+    Parameters
+    ----------
+    rule : {"model", "mean", "maximum"}
+        ``model``: the fitted weights; equal ones where there are none.
+    fitted : ndarray, shape (3, classes), or None
+        The weights in the model's file.
+    axes : sequence of int
+        Axes across which sections are cut; the weights of the others go to these, in proportion, or in equal parts for
+        a class whose weights are all on the others.
+    classes : int
+
+    Returns
+    -------
+    ndarray of float64, shape (3, classes), or None
+        None for the maximum.
+    """
+    if rule == "maximum":
+        return None
+    taken = np.isin(np.arange(len(AXES)), axes)[:, None]
+    chosen = equal_weights(classes) if rule == "mean" or fitted is None else fitted
+    kept = np.where(taken, chosen, 0.0)
+    kept = np.where(kept.sum(axis=0) > 0, kept, taken)
+    return kept / kept.sum(axis=0)
+
+
+def fuse(probabilities: NDArray[np.float32], weights: Weights | None) -> NDArray[np.float32]:
+    """What the directions say together: float32 (voxels, classes), as :class:`FusedProbabilities` has it.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float32, shape (voxels, directions, classes)
+    weights : ndarray of float64, shape (directions, classes), or None
+        None: the maximum.
+    """
+    if weights is None:
+        return probabilities.max(axis=1)
+    return np.einsum("vdc,dc->vc", probabilities, weights.astype(np.float32))
+
+
 class FusedProbabilities:
-    """Running element-wise maximum, or mean, of class probabilities over directions.
+    """Running weighted mean, or element-wise maximum, of class probabilities over directions.
 
     Only one array of classes x voxels is held, as uint16, whatever the number of directions.
 
@@ -24,20 +81,14 @@ class FusedProbabilities:
     shape : tuple of int
         Voxels of the volume: z, y, x.
     classes : int
-    directions : int
-        Number of directions that will be added.
-    rule : {"maximum", "mean"}
-        ``maximum``: each voxel gets the class with the highest probability of any direction.
+    weights : ndarray of float64, shape (3, classes), or None
+        What a direction counts for in each class (:func:`weights_of`). None: each voxel gets the class with the highest
+        probability of any direction.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        classes: int,
-        directions: int,
-        rule: Literal["maximum", "mean"] = "maximum",
-    ) -> None:
-        self.rule, self.directions = rule, directions
+    def __init__(self, shape: tuple[int, int, int], classes: int, weights: Weights | None) -> None:
+        # Whole numbers, so that the rounded parts of all directions cannot come to more than 16 bits hold.
+        self._scale = None if weights is None else np.floor(weights * _FULL + 1e-3).astype(np.float32)
         self._score = np.zeros((*shape, classes), dtype=np.uint16)
         self._first = np.zeros(shape, dtype=np.uint8)
         self._differs = np.zeros(shape, dtype=np.bool_)
@@ -59,9 +110,9 @@ class FusedProbabilities:
             self._first_axis = axis
         place = (slice(None),) * axis + (slice(start, start + len(probabilities)),)
         score = np.moveaxis(self._score[place], axis, 0)
-        scaled = np.rint(probabilities * np.float32(_FULL if self.rule == "maximum" else _FULL // self.directions))
-        scaled = scaled.astype(np.uint16)
-        if self.rule == "maximum":
+        scale = np.float32(_FULL) if self._scale is None else self._scale[axis]
+        scaled = np.rint(probabilities * scale).astype(np.uint16)
+        if self._scale is None:
             np.maximum(score, scaled, out=score)
         else:
             np.add(score, scaled, out=score)

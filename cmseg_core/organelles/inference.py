@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.dataset import LabelledCell, cube_of, denoise, section_axes, section_stack
-from cmseg_core.organelles.fusion import FusedProbabilities
+from cmseg_core.organelles.fusion import FusedProbabilities, weights_of
 from cmseg_core.organelles.isolation import dilate, isolate_cell, resin_grey
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.tiling import predict_tiled, sections_at_once
@@ -20,6 +20,9 @@ from cmseg_core.schema import OrganellesConfig, PreprocessConfig, Taxonomy, Voxe
 
 REACH_VOXELS = 4
 """How far outside its mask a cell may still be found: the outline of the network is better than the mask's."""
+
+FLIPS_OF_THIN = 4
+"""Ways in which the sections of a volume are seen that is cut across one axis alone, where nothing else is said."""
 
 SEAM_VOXELS = 2
 """Cube voxels by which the sections that are looked at exceed that: one for rounding between grids, one for filters."""
@@ -169,8 +172,9 @@ def predict_volume(
     -------
     FusedProbabilities
     """
-    directions = len(axes_of(volume, model, config))
-    fused = FusedProbabilities(volume.shape, len(model.taxonomy), directions, config.fusion)
+    classes = len(model.taxonomy)
+    weights = weights_of(config.fusion, model.fusion, axes_of(volume, model, config), classes)
+    fused = FusedProbabilities(volume.shape, classes, weights)
     for axis, start, stop, probabilities in section_probabilities(volume, model, config, reach):
         if probabilities is None:
             fused.add_background(axis, start, stop)
@@ -196,6 +200,7 @@ def section_probabilities(
     probabilities : ndarray of float32, shape (stop - start, height, width, classes), or None
         None for sections that are background unseen.
     """
+    flips = config.flips or (FLIPS_OF_THIN if len(_possible_axes(volume, model)) == 1 else 1)
     for axis in axes_of(volume, model, config):
         length, (height, width) = volume.shape[axis], (n for a, n in enumerate(volume.shape) if a != axis)
         together, batch_size = sections_at_once(height, width, model.section_size, config.batch_size)
@@ -205,13 +210,17 @@ def section_probabilities(
         for start in range(first, last, together):
             stop = min(start + together, last)
             sections = np.stack([section_stack(volume, axis, i, model.channels) for i in range(start, stop)])
-            yield axis, start, stop, predict_tiled(sections, model, batch_size, config.flips)
+            yield axis, start, stop, predict_tiled(sections, model, batch_size, flips)
 
 
 def axes_of(volume: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> tuple[int, ...]:
     """Axes across which the sections of a volume are cut: those that its shape allows, or the first of them."""
+    return _possible_axes(volume, model)[: config.directions]
+
+
+def _possible_axes(volume: NDArray[np.uint8], model: OrganelleModel) -> tuple[int, ...]:
     depth, rows, columns = volume.shape
-    return section_axes((depth, rows, columns), model.section_size)[: config.directions]
+    return section_axes((depth, rows, columns), model.section_size)
 
 
 def _span(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
+from cmseg_core.organelles.dataset import LabelledCell
 from cmseg_core.schema import Taxonomy
 
 LARGEST_SHARE = 0.95
@@ -38,6 +41,32 @@ def count_labels(labels: NDArray[np.unsignedinteger], taxonomy: Taxonomy, subjec
     if not ids.any():
         raise InputError(subject, "labels nothing but background", "label at least one class")
     return {taxonomy.names[i]: int(count) for i, count in zip(ids, counts, strict=True)}
+
+
+def check_learnable(cells: Sequence[LabelledCell], taxonomy: Taxonomy, subject: object) -> None:
+    """Refuse cells from which a network cannot learn its classes, before it is trained from nothing.
+
+    Parameters
+    ----------
+    cells : sequence of LabelledCell
+        Those to train on and those kept for validation.
+    taxonomy : Taxonomy
+    subject : object
+        What an error names: the data set.
+
+    Raises
+    ------
+    InputError
+        Where there is one cell only, or none shows one of the foreground classes. A whole field may stand alone.
+    """
+    if len(cells) == 1 and not cells[0].field:
+        mend = "add cells, or go on from a model that knows others with --initial"
+        raise InputError(subject, "holds one cell only, which does not tell what cells have in common", mend)
+    shown = np.sum([np.bincount(cell.labels.ravel(), minlength=len(taxonomy)) for cell in cells], axis=0)
+    absent = [c.name for c in taxonomy.foreground if not shown[c.id]]
+    if absent:
+        mend = "label it in some sample, or leave it out of the taxonomy"
+        raise InputError(subject, f"shows no {', no '.join(absent)}, of which nothing can be learnt", mend)
 
 
 def is_one_cell(labels: NDArray[np.unsignedinteger]) -> bool:

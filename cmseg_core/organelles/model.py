@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
+from cmseg_core.organelles.fusion import AXES, Weights
+from cmseg_core.organelles.metadata import FORMAT, MEMBER, MEND, read_metadata
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.schema import Taxonomy, first_problem
 
-MEMBER = "cmseg.json"
-"""Member of the `.keras` archive that carries the metadata; Keras itself ignores it."""
-FORMAT = 1
 _WEIGHTS = "model.weights.h5"
-_MEND = "give a .keras file that cmseg wrote (cmseg train, cmseg models export)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +38,9 @@ class OrganelleModel:
         Divides the logarithms of the probabilities; 1 leaves them as they are.
     metadata : dict
         ``architecture`` (arguments of :func:`build_unet`), and whatever the training recorded. JSON values only.
+    fusion : ndarray of float64, shape (3, classes), or None
+        What the sections across z, y and x count for in each class when the directions are fused, of sum 1 over the
+        directions. None, as in files of earlier versions: all count alike.
     """
 
     network: keras.Model
@@ -47,6 +48,7 @@ class OrganelleModel:
     section_size: int
     temperature: float = 1.0
     metadata: dict[str, Any] = field(default_factory=dict)
+    fusion: Weights | None = None
 
     @property
     def channels(self) -> int:
@@ -78,6 +80,7 @@ def save_model(model: OrganelleModel, path: str | Path, *, half: bool = False) -
         "section_size": model.section_size,
         "temperature": model.temperature,
         "metadata": model.metadata,
+        "fusion": None if model.fusion is None else _by_class(model.fusion, model.taxonomy),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -113,26 +116,27 @@ def load_model(path: str | Path, *, policy: Precision | None = None) -> Organell
     path = Path(path)
     if not path.is_file():
         raise InputError(path, "there is no such file", "check the path of the model")
-    content = _read_metadata(path)
+    content = read_metadata(path)
     try:
         taxonomy = Taxonomy.model_validate(content["taxonomy"])
         section_size, temperature = int(content["section_size"]), float(content["temperature"])
         metadata = dict(content["metadata"])
+        fusion = None if content.get("fusion") is None else _weights(content["fusion"], taxonomy)
     except ValidationError as error:
-        raise InputError(path, f"has damaged metadata ({first_problem(error)})", _MEND) from error
+        raise InputError(path, f"has damaged metadata ({first_problem(error)})", MEND) from error
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(path, f"has damaged metadata ({error})", _MEND) from error
+        raise InputError(path, f"has damaged metadata ({error})", MEND) from error
     try:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras and h5py raise many kinds for a damaged or unsafe archive
         reason = (
             f"cannot be read as a Keras model ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         )
-        raise InputError(path, reason, _MEND) from error
+        raise InputError(path, reason, MEND) from error
     if network.output_shape[-1] != len(taxonomy):
         reason = f"has {network.output_shape[-1]} output channels for {len(taxonomy)} classes"
-        raise InputError(path, reason, _MEND)
-    model = OrganelleModel(network, taxonomy, section_size, temperature, metadata)
+        raise InputError(path, reason, MEND)
+    model = OrganelleModel(network, taxonomy, section_size, temperature, metadata, fusion)
     return model if policy is None else with_precision(model, policy)
 
 
@@ -151,22 +155,21 @@ def with_precision(model: OrganelleModel, policy: Precision) -> OrganelleModel:
     with precision(policy):
         network = build_unet(**architecture)
     network.set_weights(model.network.get_weights())
-    return OrganelleModel(network, model.taxonomy, model.section_size, model.temperature, model.metadata)
+    return replace(model, network=network)
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            content = json.loads(archive.read(MEMBER))
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise InputError(path, "is not a .keras archive, or is damaged", _MEND) from error
-    except KeyError as error:
-        raise InputError(path, f"carries no {MEMBER}", _MEND) from error
-    except ValueError as error:
-        raise InputError(path, f"has damaged metadata ({error})", _MEND) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(path, f"is not of format {FORMAT}", "update cmseg, or train the model again")
-    return content
+def _by_class(fusion: Weights, taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
+    """Weights as they stand in the file: class name to direction to weight."""
+    shares = fusion.T.tolist()
+    return {name: dict(zip(AXES, share, strict=True)) for name, share in zip(taxonomy.names, shares, strict=True)}
+
+
+def _weights(content: dict[str, dict[str, float]], taxonomy: Taxonomy) -> Weights:
+    """The inverse of :func:`_by_class`; raises ValueError or KeyError where the content is no such thing."""
+    weights = np.array([[float(content[name][axis]) for name in taxonomy.names] for axis in AXES])
+    if not ((weights >= 0).all() and np.allclose(weights.sum(axis=0), 1)):
+        raise ValueError("weights of the directions that are no shares of 1")
+    return weights
 
 
 def _halved(weights: bytes, folder: Path) -> bytes:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig
-from cmseg_core.organelles.calibration import fit_temperature
+from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
 from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of
-from cmseg_core.organelles.epochs import compile_network, run_epochs
+from cmseg_core.organelles.epochs import Listener, compile_network, run_epochs
+from cmseg_core.organelles.fusion import equal_weights
+from cmseg_core.organelles.memory import check_memory
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.optimizer import OptimizerName
 from cmseg_core.organelles.trial import directions_on
-from cmseg_core.schema import Frozen, OrganellesConfig, PreprocessConfig, Taxonomy, first_problem
+from cmseg_core.organelles.weighting import fit_weights
+from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
 
 Positive = Annotated[int, Field(ge=1)]
+UNTIL_THE_CLOCK = 1_000_000
+"""Epochs of a training that its time limit ends."""
 VALIDATION_SEED = 982_451_653
 """Keeps the sections of the validation apart from those of the training, whatever its seed."""
 
@@ -30,7 +36,7 @@ VALIDATION_SEED = 982_451_653
 class TrainingConfig(Frozen):
     """How a network is trained. :meth:`of` gives the presets."""
 
-    preset: Literal["starter", "paper", "custom"] = "starter"
+    preset: Literal["best", "paper", "custom"] = "best"
     width: Positive = 16
     depth: Positive = 4
     attention: bool = True
@@ -38,6 +44,7 @@ class TrainingConfig(Frozen):
     """Neighbouring sections seen at once; the paper's network sees one."""
     section_size: Positive = 128
     epochs: Positive = 30
+    """Where `max_minutes` is given and this is not, the clock alone ends the training."""
     steps_per_epoch: Positive = 200
     batch_size: Positive = 8
     """Small batches learn more from as many sections, which is what counts where a processor sets the pace."""
@@ -58,11 +65,28 @@ class TrainingConfig(Frozen):
     """Batches of validation sections scored after each epoch."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall-clock limit; the schedule is shortened to end with it, so such a run cannot be repeated exactly."""
+    patience: Positive | None = None
+    """End after so many epochs without a better score on the validation. Off by default: with the schedule ``cosine``
+    the scores rise until the end, where the rate is low, and a run that is cut short never gets there."""
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, preset: str, **changes: Any) -> TrainingConfig:
-        """The preset ``starter`` or ``paper`` with some fields changed.
+    def _clock_for_epochs(cls, given: Any) -> Any:
+        timed = isinstance(given, dict) and given.get("max_minutes") is not None
+        return {"epochs": UNTIL_THE_CLOCK, **given} if timed else given
+
+    @classmethod
+    def of(cls, preset: str, *, fields: bool = False, **changes: Any) -> TrainingConfig:
+        """The preset ``best`` or ``paper`` with some settings changed.
+
+        Parameters
+        ----------
+        preset : str
+        fields : bool
+            It is for whole fields, not for cells: the settings of :data:`FOR_FIELDS` then hold in ``best``.
+        **changes
+            Settings that differ.
 
         Raises
         ------
@@ -72,14 +96,15 @@ class TrainingConfig(Frozen):
         if preset not in PRESETS:
             raise InputError(preset, "is not a preset", f"use {' or '.join(PRESETS)}")
         try:
-            return cls.model_validate({**PRESETS[preset], **changes, "preset": preset})
+            suited = FOR_FIELDS if fields and preset == "best" else {}
+            return cls.model_validate({**PRESETS[preset], **suited, **changes, "preset": preset})
         except ValidationError as error:
             mend = f"the settings are {', '.join(cls.model_fields)}"
             raise InputError("training settings", first_problem(error), mend) from error
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "starter": {},
+    "best": {},
     "paper": {
         "width": 64,
         "section_size": 256,
@@ -98,6 +123,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 """``paper``: what Kousaka et al. 2025 state. Batch size and weight decay are not stated; the steps of an epoch are the
 63 x 3 x 256 sections of 63 cells."""
 
+FOR_FIELDS: dict[str, Any] = {"width": 32, "section_size": 256, "batch_size": 4, "validation_batches": 12}
+"""What differs by default where all that is learnt from are fields. A cell is brought to the size of the sections, so
+that small ones show it whole; a field keeps its scale, and what one sees of it grows with the sections."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
@@ -114,13 +143,18 @@ def train(
     *,
     preprocess: PreprocessConfig | None = None,
     validation: Sequence[LabelledCell] = (),
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
     initial: OrganelleModel | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    checkpoint: Path | None = None,
+    max_memory_gb: float | None = None,
 ) -> TrainingResult:
     """Train a network on labelled cells.
 
     The weights kept are those of the epoch with the best mean IoU of the foreground classes on the validation cells,
-    or the last ones where there is no validation. With validation cells the temperature is fitted too.
+    or the last ones where there is no validation. With validation cells the weights of the directions and the
+    temperature are fitted too.
 
     Parameters
     ----------
@@ -131,12 +165,23 @@ def train(
         The one that inference will use.
     validation : sequence of LabelledCell
         Never trained on.
-    on_epoch : callable, optional
-        Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
-        ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
     initial : OrganelleModel, optional
         Start from its weights (fine-tuning); its architecture then replaces the one of `config`, but for `channels`
         where that is larger: the sections beyond those it knows then begin without weight.
+    on_epoch : callable, optional
+        Called with a dict after each epoch: ``epoch``, ``epochs``, ``loss``, ``learning_rate``, ``seconds``,
+        ``sections_per_second``, and with validation ``mean_iou`` and ``iou`` (class name to number, or None).
+    on_step : callable, optional
+        Called with a dict after each step: ``epoch``, ``epochs``, ``step`` and ``steps`` of the epoch, ``loss``, and
+        ``share`` of the whole training that is done.
+    say : callable, optional
+        Called with a line where the training is taken up or goes back to an earlier state.
+    checkpoint : Path, optional
+        File that keeps the state of the training: after every epoch, and every five minutes of a long one. Where the
+        file is there the training goes on from it, to the weights that it would have reached without a break. The
+        caller names it by :func:`cmseg_core.organelles.checkpoint.training_key`, and removes it.
+    max_memory_gb : float, optional
+        Memory that the process may use; by default what the machine has free.
 
     Returns
     -------
@@ -145,14 +190,17 @@ def train(
     Raises
     ------
     InputError
-        Where the cells cannot be used, or `initial` has other classes.
+        Where the cells cannot be used, `initial` has other classes, or there is too little memory.
     cmseg_core.organelles.epochs.TrainingDiverged
-        Where the loss is not finite in the first epoch.
+        Where the loss is not finite, and going back with a lower learning rate has not helped.
     """
     preprocess = preprocess or PreprocessConfig()
     keras.utils.set_random_seed(config.seed)
     architecture = _architecture(config, taxonomy, initial)
     size, channels = _section_size(config, initial), int(architecture["channels_in"])
+    if config.patience is not None and not validation:
+        raise InputError("patience", "needs cells for validation", "leave it out, or validate with some")
+    check_memory(cells, validation, config, size, architecture, max_memory_gb)
     cubes = [cube_of(cell, size, preprocess) for cell in cells]
     sampler = SectionSampler(
         cubes,
@@ -171,7 +219,8 @@ def train(
         network.set_weights(_widened(initial, channels))
     compile_network(network, config)
 
-    history, best = run_epochs(network, sampler, held_out, config, taxonomy, on_epoch)
+    listener = Listener(on_epoch, on_step, say)
+    history, best = run_epochs(network, sampler, held_out, config, taxonomy, listener, checkpoint)
     plain = _in_float32(architecture, best)
     metadata = {
         "architecture": architecture,
@@ -184,11 +233,15 @@ def train(
         "fine_tuned": initial is not None,
     }
     model = OrganelleModel(plain, taxonomy, size, 1.0, metadata)
-    if held_out_cubes:
-        model = replace(
-            model, temperature=fit_temperature(*directions_on(model, held_out_cubes), OrganellesConfig().fusion)
-        )
-    return TrainingResult(model, history)
+    return TrainingResult(_fitted(model, held_out_cubes) if held_out_cubes else model, history)
+
+
+def _fitted(model: OrganelleModel, held_out: list[Cube]) -> OrganelleModel:
+    """The model with its weights of the directions, and the temperature of what they then say together."""
+    said, truth, cell = directions_on(model, held_out)
+    softened = apply_temperature(said, fit_temperature(said, truth, equal_weights(len(model.taxonomy))))
+    weights = fit_weights(softened, truth, cell)
+    return replace(model, fusion=weights, temperature=fit_temperature(said, truth, weights))
 
 
 def _architecture(config: TrainingConfig, taxonomy: Taxonomy, initial: OrganelleModel | None) -> dict[str, Any]:
@@ -230,7 +283,13 @@ def _validation_batches(
     if not cubes:
         return []
     sampler = SectionSampler(
-        cubes, taxonomy, size, batch_size=config.batch_size, seed=VALIDATION_SEED, channels=channels
+        cubes,
+        taxonomy,
+        size,
+        batch_size=config.batch_size,
+        seed=VALIDATION_SEED,
+        channels=channels,
+        name="validation set",
     )
     return [sampler.batch(number) for number in range(config.validation_batches)]
 

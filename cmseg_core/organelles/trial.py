@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmseg_core.organelles.calibration import apply_temperature
 from cmseg_core.organelles.dataset import Cube, LabelledCell, cube_of
-from cmseg_core.organelles.fusion import FusedProbabilities
+from cmseg_core.organelles.fusion import FusedProbabilities, weights_of
 from cmseg_core.organelles.inference import CellSegmentation, axes_of, on_cell, section_probabilities
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig
@@ -57,11 +57,12 @@ def try_cell(
     volume = cube_of(cell, model.section_size, preprocess).image
     raw = replace(model, temperature=1.0)
 
-    def empty(directions: int) -> FusedProbabilities:
-        return FusedProbabilities(volume.shape, len(model.taxonomy), directions, config.fusion)
+    def empty(axes: tuple[int, ...]) -> FusedProbabilities:
+        classes = len(model.taxonomy)
+        return FusedProbabilities(volume.shape, classes, weights_of(config.fusion, model.fusion, axes, classes))
 
     axes = axes_of(volume, raw, config)
-    fused, uncalibrated, single = empty(len(axes)), empty(len(axes)), {axis: empty(1) for axis in axes}
+    fused, uncalibrated, single = empty(axes), empty(axes), {axis: empty((axis,)) for axis in axes}
     for axis, start, _, probabilities in section_probabilities(volume, raw, config):
         if probabilities is not None:
             calibrated = apply_temperature(probabilities, model.temperature)
@@ -78,8 +79,8 @@ def try_cell(
 
 def directions_on(
     model: OrganelleModel, cubes: Sequence[Cube], seed: int = 0, cells: int = 16, voxels: int = 200_000
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """What each direction says of held-out voxels, for the fit of a temperature.
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.intp]]:
+    """What each direction says of held-out voxels, for the fit of the fusion and of a temperature.
 
     Parameters
     ----------
@@ -98,11 +99,13 @@ def directions_on(
         Where no sections are cut across an axis, another direction speaks for it.
     truth : ndarray of uint8, shape (voxels,)
         Of voxels that the truth or a direction calls foreground.
+    cell : ndarray of int, shape (voxels,)
+        Which of `cubes` a voxel is of.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(cubes))[:cells]
     raw, config = replace(model, temperature=1.0), OrganellesConfig(directions=3)
-    said, truth = [], []
+    said, truth, cell = [], [], []
     for number in chosen:
         middle = tuple(_middle(edge, model.section_size) for edge in cubes[number].labels.shape)
         image, labels = np.ascontiguousarray(cubes[number].image[middle]), cubes[number].labels[middle]
@@ -117,7 +120,8 @@ def directions_on(
         z, y, x = places.T
         said.append(opinions[:, z, y, x].swapaxes(0, 1))
         truth.append(labels[z, y, x])
-    return np.concatenate(said), np.concatenate(truth)
+        cell.append(np.full(len(places), number))
+    return np.concatenate(said), np.concatenate(truth), np.concatenate(cell)
 
 
 def _middle(edge: int, size: int) -> slice:

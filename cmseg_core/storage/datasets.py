@@ -216,6 +216,11 @@ def _succeeding(sample: Sample, former: Sample | None) -> Sample:
     return sample.model_copy(update={"provenance": {**sample.provenance, "replaces": former.content}})
 
 
+def version_key(dataset: Dataset) -> str:
+    """Where in the store this version is written down."""
+    return _version_key(dataset.name, dataset.version)
+
+
 def _versions(store: Store, name: str) -> list[int]:
     stems = (key.rsplit("/", 1)[1].removesuffix(".json") for key in store.list(f"{DATASETS}/{name}/versions"))
     return sorted(int(stem) for stem in stems if stem.isdecimal())

@@ -162,13 +162,17 @@ def write_labels(
     labels.attrs["ome"] = {"version": VERSION, "labels": sorted({*listed, name})}
 
 
-def open_image(source: str | Path, *, endpoint: str | None = None) -> tuple[Any, VoxelSize]:
+def open_image(
+    source: str | Path, *, voxel_size: VoxelSize | None = None, endpoint: str | None = None
+) -> tuple[Any, VoxelSize]:
     """Open the finest level of an OME-Zarr image or label, version 0.4 or 0.5.
 
     Parameters
     ----------
     source : str or path
         Local folder or ``s3://bucket/folder``.
+    voxel_size : VoxelSize, optional
+        The user's word, in place of what the metadata state or leave out.
     endpoint : str, optional
         Endpoint of the S3 service; by default that of the environment.
 
@@ -181,7 +185,8 @@ def open_image(source: str | Path, *, endpoint: str | None = None) -> tuple[Any,
     Raises
     ------
     InputError
-        Where it is no OME-Zarr image, has several channels or times, or does not state its voxel size with a unit.
+        Where it is no OME-Zarr image, has several channels or times, or its voxel size is neither given nor stated with
+        a unit.
     """
     try:
         group = zarr.open_group(_store_of(source, endpoint), mode="r")
@@ -200,7 +205,7 @@ def open_image(source: str | Path, *, endpoint: str | None = None) -> tuple[Any,
         raise InputError(source, f"has the axes {names}", "give an image whose last axes are z, y, x")
     if any(side != 1 for side in array.shape[:-3]):
         raise InputError(source, f"has several channels or times {array.shape}", "give one channel at one time")
-    voxel_size = _voxel_size(source, axes, data, multiscale)
+    voxel_size = voxel_size or _voxel_size(source, axes, data, multiscale)
     return (array if array.ndim == 3 else SingleChannel(array)), voxel_size
 
 

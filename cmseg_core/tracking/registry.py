@@ -1,8 +1,7 @@
 """Models by reference: packaged, a file, or a registered version.
 
-A registered model is its plain file, logged as an artifact of a run; it is not wrapped in MLflow's Keras flavour. Our
-``.keras`` files carry an extra member (taxonomy, section size, calibration), which the flavour drops, because it loads
-the network and saves it anew. The plain file also keeps its hash, so that a version can be checked against it.
+A registered model is its plain file, with a description of it beside (:mod:`cmseg_core.tracking.logged`). The plain
+file keeps its hash, so that a version can be checked against it.
 """
 
 from __future__ import annotations
@@ -20,25 +19,26 @@ from cmseg_core.schema import Frozen
 from cmseg_core.storage.manifest import file_sha256
 from cmseg_core.tracking.catalogue import RegisteredVersion, check_name, describe, find_alias, search
 from cmseg_core.tracking.connection import SQLITE, connect, database, experiment_id, reported
+from cmseg_core.tracking.logged import log_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Role = Literal["unet", "sam"]
+Role = Literal["unet", "sam", "stage"]
 
 PACKAGED: dict[Role, str] = {
     "unet": "organelles/models/unet-starter.keras",
     "sam": "foreground/models/sam-starter.pt",
+    "stage": "morphology/models/stage-starter.json",
 }
 """The starter models, relative to the package cmseg_core."""
-MODEL_NAMES: dict[Role, str] = {"unet": "cmseg-unet", "sam": "cmseg-sam"}
+MODEL_NAMES: dict[Role, str] = {"unet": "cmseg-unet", "sam": "cmseg-sam", "stage": "cmseg-stage"}
 """Names under which the models of this pipeline are registered."""
-SUFFIXES: dict[Role, tuple[str, ...]] = {"unet": (".keras",), "sam": (".pt", ".pth")}
+SUFFIXES: dict[Role, tuple[str, ...]] = {"unet": (".keras",), "sam": (".pt", ".pth"), "stage": (".json",)}
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 FORMER = "former"
 EXPERIMENT = "cmseg-models"
-ARTIFACT_FOLDER = "data"
 
 
 class ResolvedModel(Frozen):
@@ -46,7 +46,7 @@ class ResolvedModel(Frozen):
 
     Attributes
     ----------
-    role : {"unet", "sam"}
+    role : {"unet", "sam", "stage"}
     reference : str
         What was asked for; an alias is kept as it was given.
     version : str
@@ -71,7 +71,7 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
     reference : str
         ``champion`` (the packaged model where the registry has none), ``challenger``, ``packaged``, a file,
         ``models:/name/version`` or ``models:/name@alias``.
-    role : {"unet", "sam"}
+    role : {"unet", "sam", "stage"}
     tracking_uri : str
         Of the MLflow server or SQLite file; looked at only where the reference leads there.
     cache : path
@@ -141,9 +141,9 @@ def register_file(
     Parameters
     ----------
     path : path
-        A ``.keras`` file, or SAM weights (``.pt``, ``.pth``).
+        A ``.keras`` file, SAM weights (``.pt``, ``.pth``), or a stage classifier (``.json``).
     name : str
-    role : {"unet", "sam"}
+    role : {"unet", "sam", "stage"}
     tracking_uri : str
     alias : str, optional
         Given to the new version, for example ``challenger``.
@@ -179,14 +179,15 @@ def register_file(
             client.log_param(run_id, key, value)
         for key, number in (metrics or {}).items():
             client.log_metric(run_id, key, number)
-        client.log_artifact(run_id, str(path), ARTIFACT_FOLDER)
+        logged = log_model(client, path, name, role, run_id)
         if own_run:
             client.set_terminated(run_id)
         _ensure_name(client, name)
         made = client.create_model_version(
             name,
-            source=f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}",
+            source=logged.artifact_location,
             run_id=run_id,
+            model_id=logged.model_id,
             tags={**(tags or {}), "role": role, "sha256": file_sha256(path), "file": path.name},
         )
         if alias:

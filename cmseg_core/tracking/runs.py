@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmseg_core.tracking.circumstances import code_tags, dataset_input, system_metrics
 from cmseg_core.tracking.connection import connect, experiment_id, reported
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ class TrainingRun:
             for start in range(0, len(entries), PARAMETERS_AT_ONCE):
                 self._client.log_batch(self.run_id, params=entries[start : start + PARAMETERS_AT_ONCE])
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log figures of one step (epoch). What is None or not finite is left out: no class was there to score."""
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Log figures of one step (epoch); nested mappings become dotted names.
+
+        What is None or not finite is left out: no class was there to score.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -54,6 +58,16 @@ class TrainingRun:
         """Keep a file with the run."""
         with reported(self.run_id):
             self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_artifacts(self, folder: str | Path) -> None:
+        """Keep the files and folders within a folder with the run."""
+        with reported(self.run_id):
+            self._client.log_artifacts(self.run_id, str(folder))
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Say what the run learns from or is validated with: see `dataset_input`."""
+        with reported(self.run_id):
+            self._client.log_inputs(self.run_id, [dataset_input(name, digest, source, context, profile)])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -70,8 +84,11 @@ def training_run(
     name: str | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    resume: str | None = None,
 ) -> Iterator[TrainingRun]:
     """Start a run, and end it as finished, failed (an error) or killed (an interruption).
+
+    The version of the code is noted in its tags, and the load of the machine in its metrics (``system/``).
 
     Parameters
     ----------
@@ -80,6 +97,8 @@ def training_run(
         Made where absent.
     name : str, optional
     params, tags : mapping, optional
+    resume : str, optional
+        Id of a run that broke off, to go on with; where it is gone a new one is started.
 
     Examples
     --------
@@ -87,20 +106,48 @@ def training_run(
     ...     run.log_metrics({"loss": 0.5}, step=1)
     """
     client = connect(tracking_uri)
-    with reported(experiment):
-        where = experiment_id(client, tracking_uri, experiment)
-        started = client.create_run(where, run_name=name, tags=dict(tags or {}))
-    run = TrainingRun(client, started.info.run_id)
+    resumed = resume is not None and _taken_up(client, resume)
+    if resumed:
+        run = TrainingRun(client, str(resume))
+    else:
+        with reported(experiment):
+            where = experiment_id(client, tracking_uri, experiment)
+            started = client.create_run(where, run_name=name, tags={**code_tags(), **(tags or {})})
+        run = TrainingRun(client, started.info.run_id)
     status = "FAILED"
     try:
-        run.log_params(params or {})
-        yield run
+        if not resumed:
+            run.log_params(params or {})
+        with system_metrics(tracking_uri, run.run_id):
+            yield run
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
         client.set_terminated(run.run_id, status=status)
+
+
+def _taken_up(client: MlflowClient, run_id: str) -> bool:
+    """Mark a run as running again; False where it is not there any more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if client.get_run(run_id).info.lifecycle_stage != "active":
+            return False
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise ConnectionError(f"{run_id}: {error}") from error
+        return False
+    client.update_run(run_id, status="RUNNING")
+    return True
+
+
+def end_run(tracking_uri: str, run_id: str) -> None:
+    """End a run that broke off and will not be taken up, as killed."""
+    client = connect(tracking_uri)
+    if _taken_up(client, run_id):
+        client.set_terminated(run_id, status="KILLED")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

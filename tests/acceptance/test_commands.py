@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -115,6 +116,32 @@ def test_train_registers_a_challenger(cmseg: Callable[..., Any], unet: Path) -> 
     assert unet.is_file()
     known = cmseg("models", "list", "--json").document()["models"]
     assert any(m["role"] == "unet" and "challenger" in m["aliases"] for m in known)
+
+
+def test_a_training_is_on_record(cmseg: Callable[..., Any], phantom: Path, unet: Path, tmp_path: Path) -> None:
+    """The record of a run holds scores and pictures of its validation, and the model with what it needs."""
+    place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
+    (tmp_path / "settings.yaml").write_text("{epochs: 1, steps_per_epoch: 1, batch_size: 2, precision: float32}\n")
+    give = ("--config", tmp_path / "settings.yaml", "--initial", unet, "--validation", phantom, "--json")
+    trained = cmseg("train", phantom, *give, **place)
+    assert trained.status == 0, trained.err
+    kept = tmp_path / "workspace" / "mlartifacts" / trained.document()["run_id"] / "artifacts"
+    tables = (kept / "evaluation" / "tables.txt").read_text()
+    assert all(text in tables for text in ("3 cells", "3 dir.", "peroxisome", "calibration"))
+    scores = json.loads((kept / "evaluation" / "scores.json").read_text())
+    assert {cell["name"] for cell in scores["cells"]} == {f"tiny/{n}" for n in (1, 2, 3)}
+    confusion = json.loads((kept / "evaluation" / "confusion.json").read_text())
+    table = np.array(confusion["voxels"])
+    right, either = np.diag(table), table.sum(axis=0) + table.sum(axis=1) - np.diag(table)
+    for name, hit, any_of in zip(confusion["classes"], right, either, strict=True):
+        assert scores["iou"][name] == pytest.approx(hit / any_of)
+    pictures = [kept / "evaluation" / "confusion.png", *(kept / "samples").glob("tiny-*.png")]
+    assert len(pictures) >= 4
+    assert all(cv2.imread(str(path)).std() > 10 for path in pictures)
+    (model,) = [m for m in cmseg("models", "list", "--json", **place).document()["models"] if m["sha256"]]
+    described = (Path(model["file"].removeprefix("file://")) / "MLmodel").read_text()
+    assert "signature" in described
+    assert model["sha256"] in described
 
 
 def test_a_training_goes_on_from_a_model(cmseg: Callable[..., Any], phantom: Path, unet: Path, tmp_path: Path) -> None:

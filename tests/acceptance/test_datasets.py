@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 Cmseg = Any
 TWO = {"classes": [{"id": 0, "name": "outside"}, {"id": 1, "name": "mitochondrion"}, {"id": 2, "name": "membrane"}]}
@@ -117,12 +118,25 @@ def test_a_data_set_is_shown_with_a_picture(cmseg: Cmseg, place: dict[str, str],
     assert all(name in table for name in ("mitochondrion", "peroxisome", "cells@2"))
 
 
-def test_a_correction_comes_back_and_keeps_its_origin(
-    cmseg: Cmseg, place: dict[str, str], phantom: Path, unet: Path, threshold: Path, tmp_path: Path
-) -> None:
-    done = cmseg("run", phantom, tmp_path / "out", "--config", threshold, "--unet", unet)
+@pytest.fixture(scope="module")
+def result(
+    cmseg: Cmseg, phantom: Path, unet: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """What ``cmseg run`` left of the phantom, and a workspace whose champion is the model that drew it."""
+    folder = tmp_path_factory.mktemp("result")
+    place = {"CMSEG_WORKSPACE": str(folder / "workspace")}
+    (folder / "threshold.yaml").write_text("foreground: {method: threshold}\n")
+    done = cmseg("run", phantom, folder / "out", "--config", folder / "threshold.yaml", "--unet", unet)
     assert done.status == 0, done.err
-    cell = next(folder for folder in sorted((tmp_path / "out" / "cells").iterdir()))
+    assert cmseg("models", "import", unet, "--role", "unet", "--alias", "champion", **place).status == 0
+    return folder / "out", place
+
+
+def test_a_correction_keeps_its_origin_and_fine_tunes_the_champion(
+    cmseg: Cmseg, result: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    out, place = result
+    cell = next(folder for folder in sorted((out / "cells").iterdir()))
     assert cmseg("dataset", "create", "corrected", **place).status == 0
     labels = tifffile.imread(cell / "organelles.tif")
     labels[tuple(edge // 2 for edge in labels.shape)] = 3
@@ -134,13 +148,90 @@ def test_a_correction_comes_back_and_keeps_its_origin(
         assert added.document()["version"] == version
         labels[tuple(edge // 2 - 1 for edge in labels.shape)] = 4
     (sample,) = added.document()["samples"]
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text())
     assert sample["name"] == f"{manifest['acquisition']['name']}/{cell.name}"
     assert (sample["kind"], sample["stage"], sample["denoised"]) == ("cell", 2, True)
-    result = sample["provenance"]["result"]
-    assert result["acquisition"]["sha256"] == manifest["acquisition"]["sha256"]
-    assert result["models"] == manifest["models"]
+    origin = sample["provenance"]["result"]
+    assert origin["acquisition"]["sha256"] == manifest["acquisition"]["sha256"]
+    assert origin["models"] == manifest["models"]
     assert sample["provenance"]["replaces"]
+    # One corrected cell, which need not show every class, is enough to go on from a model.
+    (tmp_path / "on.yaml").write_text("{epochs: 1, steps_per_epoch: 1, batch_size: 2, precision: float32}\n")
+    give = ("--initial", "models:/cmseg-unet@champion", "--config", tmp_path / "on.yaml", "--json")
+    tuned = cmseg("train", "corrected", *give, **place)
+    assert tuned.status == 0, tuned.err
+    known = {m["reference"]: m for m in cmseg("models", "list", "--json", **place).document()["models"]}
+    assert known[tuned.document()["model"]]["aliases"] == ["challenger"]
+
+
+def test_a_label_corrected_in_the_volume_comes_back(
+    cmseg: Cmseg, result: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """By the image of one cell, whose crop is taken, or for every cell; the label in the volume, or a plain one."""
+    out, place = result
+    cell = next(folder for folder in sorted((out / "cells").iterdir()))
+    volume = shutil.copytree(out / "volume.ome.zarr", tmp_path / "volume.ome.zarr")
+    organelles = zarr.open_array(volume / "labels" / "organelles" / "0", mode="r+")
+    drawn = np.asarray(organelles[:])
+    drawn[drawn == 1] = 2
+    organelles[:] = drawn
+    shutil.copytree(volume / "labels" / "organelles", tmp_path / "plain.ome.zarr")
+    about = zarr.open_group(tmp_path / "plain.ome.zarr", mode="r+")
+    plain = dict(about.attrs["ome"])  # a label of other software need not state units: it lies on the image's grid
+    plain["multiscales"][0]["axes"] = [{"name": axis, "type": "space"} for axis in "zyx"]
+    about.attrs["ome"] = plain
+    tif = tifffile.imread(cell / "organelles.tif")
+    tifffile.imwrite(tmp_path / "corrected.tif", np.where(tif == 1, 2, tif), photometric="minisblack")
+    contents = {}
+    for name, labels in (
+        ("tif", tmp_path / "corrected.tif"),
+        ("within", volume / "labels" / "organelles"),
+        ("plain", tmp_path / "plain.ome.zarr"),
+    ):
+        assert cmseg("dataset", "create", name, **place).status == 0
+        added = cmseg("dataset", "add", name, "--image", cell / "image.tif", "--labels", labels, "--json", **place)
+        assert added.status == 0, added.err
+        (sample,) = added.document()["samples"]
+        contents[name] = sample["content"]
+        assert sample["provenance"]["result"]["cell"] == cell.name
+    assert len(set(contents.values())) == 1
+    give = ("--image", out / "volume.ome.zarr", "--labels", volume / "labels" / "organelles")
+    ids = ("--cells", out / "volume.ome.zarr" / "labels" / "cells")
+    assert cmseg("dataset", "create", "whole", **place).status == 0
+    added = cmseg("dataset", "add", "whole", *give, *ids, "--json", **place)
+    assert added.status == 0, added.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    found = {s["name"]: s["provenance"]["result"] for s in added.document()["samples"]}
+    assert f"{manifest['acquisition']['name']}/{cell.name}" in found
+    assert all(origin["models"] == manifest["models"] for origin in found.values())
+    organelles[0, 0, 0] = 99
+    refused = cmseg("dataset", "add", "whole", *give, **place)
+    assert refused.status == 2
+    assert "99" in refused.complaint()
+
+
+def test_an_image_without_units_takes_the_stated_voxel_size(
+    cmseg: Cmseg, place: dict[str, str], tmp_path: Path
+) -> None:
+    image, labels = field(tmp_path / "mine")
+    scale = [{"type": "scale", "scale": [1, 1, 1]}]
+    axes = [{"name": axis, "type": "space"} for axis in "zyx"]
+    for path in (image, labels):
+        group = zarr.create_group(path.with_suffix(".zarr"), zarr_format=2)
+        group["0"] = tifffile.imread(path).astype(np.int16 if path is labels else np.uint8)
+        datasets = [{"path": "0", "coordinateTransformations": scale}]
+        group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    assert cmseg("dataset", "create", "cells", **place).status == 0
+    add = ("dataset", "add", "cells", "--image", image.with_suffix(".zarr"), "--labels", labels.with_suffix(".zarr"))
+    nowhere = cmseg(*add, **place)
+    assert (nowhere.status, "--voxel-size" in nowhere.complaint()) == (2, True)
+    added = cmseg(*add, "--voxel-size", 5, 5, 5, "--json", **place)
+    assert added.status == 0, added.err
+    (sample,) = added.document()["samples"]
+    assert sample["voxel_size"] == {"z": 5, "y": 5, "x": 5}
+    zarr.open_array(labels.with_suffix(".zarr") / "0", mode="r+")[0, 0, 0] = -1
+    refused = cmseg(*add, "--voxel-size", 5, 5, 5, **place)
+    assert (refused.status, "negative" in refused.complaint()) == (2, True)
 
 
 def test_another_image_does_not_take_the_place_of_a_sample(cmseg: Cmseg, place: dict[str, str], tmp_path: Path) -> None:

@@ -6,9 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tifffile
 
 Cmseg = Any
 CLASSES = ("cytoplasm", "plastid", "mitochondrion", "peroxisome", "nucleus")
@@ -21,6 +19,12 @@ def test_a_model_is_scored_by_class_stage_and_direction(cmseg: Cmseg, unet: Path
     assert set(CLASSES) < set(scores["iou"]) == set(scores["dice"])
     assert set(scores["directions"]) == {"one", "three", "z", "y", "x"}
     assert scores["directions"]["three"] == scores["iou"]
+    fusion = scores["fusion"]
+    for name in CLASSES:
+        best = max(scores["directions"][way][name] for way in "zyx")
+        assert scores["directions"][fusion["best"][name]][name] == best
+        assert fusion["gain"][name] == pytest.approx(scores["iou"][name] - best)
+        assert (name in fusion["lost"]) == (fusion["gain"][name] < 0)
     assert {cell["stage"] for cell in scores["cells"]} == {int(stage) for stage in scores["per_stage"]}
     for name in CLASSES:
         low, high = scores["intervals"][name]
@@ -32,27 +36,26 @@ def test_a_model_is_scored_by_class_stage_and_direction(cmseg: Cmseg, unet: Path
     assert all(0 <= cell["review_score"] <= 1 for cell in scores["cells"])
     assert scores["model"]["sha256"]
     table = cmseg("evaluate", unet, phantom).out
-    assert all(name in table for name in (*CLASSES, "3 dir.", "stage 1", "calibration", "risk-coverage"))
+    assert all(
+        name in table
+        for name in (
+            *CLASSES,
+            "best dir.",
+            "3 dir.",
+            "best single direction in",
+            "stage 1",
+            "calibration",
+            "risk-coverage",
+        )
+    )
 
 
-def test_what_does_not_fit_gets_one_line(cmseg: Cmseg, unet: Path, tmp_path: Path) -> None:
+def test_an_empty_data_set_gets_one_line(cmseg: Cmseg, unet: Path, tmp_path: Path) -> None:
     place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
     (tmp_path / "two.json").write_text('{"classes": [{"id": 0, "name": "outside"}, {"id": 1, "name": "vesicle"}]}')
     assert cmseg("dataset", "create", "two", "--taxonomy", tmp_path / "two.json", **place).status == 0
     empty = cmseg("evaluate", unet, "two", **place)
     assert (empty.status, "holds no sample" in empty.complaint()) == (2, True)
-    labels = np.zeros((8, 32, 32), np.uint8)
-    labels[:, 8:20] = 1
-    tifffile.imwrite(tmp_path / "labels.tif", labels, photometric="minisblack")
-    tifffile.imwrite(tmp_path / "image.tif", labels * 90, photometric="minisblack")
-    give = ("--image", tmp_path / "image.tif", "--labels", tmp_path / "labels.tif", "--voxel-size", 5, 5, 5)
-    assert cmseg("dataset", "add", "two", *give, **place).status == 0
-    differ = cmseg("evaluate", unet, "two", **place)
-    assert differ.status == 2
-    assert "vesicle" in differ.err
-    trained = cmseg("train", "two", "--initial", unet, **place)
-    assert trained.status == 2
-    assert "classes" in trained.err
 
 
 @pytest.mark.parametrize("content", [pickle.dumps({"weights": [1]}), b"PK\x03\x04 cut off", b""])
@@ -60,5 +63,4 @@ def test_a_file_that_is_no_model_is_refused(cmseg: Cmseg, phantom: Path, tmp_pat
     (tmp_path / "bad.keras").write_bytes(content)
     refused = cmseg("evaluate", tmp_path / "bad.keras", phantom)
     assert refused.status == 2
-    assert "bad.keras" in refused.err
-    assert "Traceback" not in refused.err
+    assert "bad.keras" in refused.complaint()

@@ -64,8 +64,20 @@ def test_each_direction_is_scored_apart() -> None:
     assert ways["x"]["dot"] == ways["three"]["dot"] == 1
 
 
+def test_fusing_is_held_against_the_best_direction_of_each_class() -> None:
+    won = summarise([record(0, (1, 2, 1), 1)], TAXONOMY)["fusion"]
+    assert (won["best"]["dot"], won["lost"]) == ("z", [])
+    assert won["gain"]["dot"] == pytest.approx(1 - 3 / 5)
+    lost = summarise([record(2, (3, 2, 1), 1)], TAXONOMY)["fusion"]
+    assert lost["best"] == {"cell": "x", "dot": "x"}
+    assert lost["lost"] == ["cell", "dot"]
+    assert lost["gain"]["dot"] == pytest.approx(2 / 6 - 3 / 5)
+
+
 def test_a_direction_that_was_not_taken_has_no_score() -> None:
-    ways = summarise([record(0, (0, None, None), 1)], TAXONOMY)["directions"]
+    scores = summarise([record(0, (0, None, None), 1)], TAXONOMY)
+    assert scores["fusion"] == {"best": {"cell": None, "dot": None}, "gain": {"cell": None, "dot": None}, "lost": []}
+    ways = scores["directions"]
     assert ways["one"]["dot"] == ways["three"]["dot"] == 1
     assert ways["y"]["dot"] is ways["x"]["dot"] is None
 

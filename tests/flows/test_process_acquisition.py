@@ -192,6 +192,31 @@ def test_killed_run_resumes_where_it_stopped(make_request: Make, monkeypatch: py
     assert manifest.verify(request.out) == []
 
 
+def test_another_stage_classifier_only_measures_anew(make_request: Make, tmp_path: Path) -> None:
+    from cmseg_core.morphology.stage_classifier import StageClassifier, save_classifier
+    from cmseg_core.schema import C_MEROLAE
+
+    always = StageClassifier(
+        taxonomy=C_MEROLAE,
+        features=("cell_neck",),
+        stages=(2, 4),
+        centre=(0.5,),
+        scale=(1.0,),
+        offset=(0.0, 2.0),
+        weights=((0.0,), (0.0,)),
+    )
+    path = save_classifier(always, tmp_path / "always-4.json")
+    first, second = make_request(), make_request(stage_model=str(path), out=tmp_path / "second")
+    run(first)
+    run(second)
+    before, after = (manifest.read(request.out) for request in (first, second))
+    assert (before.models["stage"]["version"], after.models["stage"]["version"]) == ("packaged", "file")
+    changed = {name for name, key in after.keys.items() if before.keys[name] != key}
+    assert changed == {"run", "measure/1", "measure/2", "measure/3"}
+    rows = pq.read_table(second.out / "cells.parquet").to_pylist()
+    assert all((row["stage"], round(row["stage_confidence"], 6)) in {(4, 0.880797), (None, 0.0)} for row in rows)
+
+
 def test_transient_failure_of_the_disk_is_retried(make_request: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks import preprocess
 
@@ -288,11 +313,26 @@ def _no_model(folder: Path) -> dict[str, Any]:
     return {"unet": str(folder / "absent.keras")}
 
 
+def _no_classifier(folder: Path) -> dict[str, Any]:
+    (folder / "classifier.json").write_text('{"format": 1}')
+    return {"stage_model": str(folder / "classifier.json")}
+
+
 def _little_memory(_folder: Path) -> dict[str, Any]:
     return {"max_memory_gb": 0.5}
 
 
-BAD = [_no_voxel_size, _no_tiff, _unequal_slices, _colour, _empty_folder, _wrong_truth, _no_model, _little_memory]
+BAD = [
+    _no_voxel_size,
+    _no_tiff,
+    _unequal_slices,
+    _colour,
+    _empty_folder,
+    _wrong_truth,
+    _no_model,
+    _no_classifier,
+    _little_memory,
+]
 
 
 @pytest.mark.parametrize("bad", BAD)

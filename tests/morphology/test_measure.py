@@ -7,7 +7,8 @@ import pytest
 
 from cmseg_core.instances.regions import CellRegion
 from cmseg_core.morphology.measure import column_names, measure_cell, unmeasured_cell
-from cmseg_core.morphology.stage import SINGLE_COPY, cell_cycle_stage
+from cmseg_core.morphology.stage import SINGLE_COPY, cell_cycle_stage, stage_by_rule
+from cmseg_core.morphology.stage_classifier import StageClassifier
 from cmseg_core.schema import C_MEROLAE, OrganelleClass, Taxonomy, VoxelSize
 
 VOXEL = VoxelSize(z=40, y=20, x=20)
@@ -39,11 +40,12 @@ def region(labels, **changes):
     return CellRegion(**(facts | changes))
 
 
-def measure(labels, confidence=250, expected=1.0, **changes):
+def measure(labels, confidence=250, expected=1.0, classifier=None, **changes):
     sure = np.full(SHAPE, confidence, np.uint8) if np.isscalar(confidence) else confidence
     foretold = {c.name: expected if (labels == c.id).any() else None for c in C_MEROLAE.foreground}
     facts = region(labels, **changes)
-    return measure_cell(labels, sure, C_MEROLAE, VOXEL, facts, ORIGIN, disagreement=0.125, expected_iou=foretold)
+    judged = {"disagreement": 0.125, "expected_iou": foretold, "classifier": classifier}
+    return measure_cell(labels, sure, C_MEROLAE, VOXEL, facts, ORIGIN, **judged)
 
 
 def test_row_has_the_columns_and_the_facts_of_the_cell():
@@ -110,6 +112,38 @@ def test_another_taxonomy_has_its_own_columns_and_no_stage():
     assert row["vesicle_count"] == 4
     assert (row["stage"], row["stage_confidence"], row["flags"], row["review_score"]) == (None, 0.0, "", 0.25)
     assert "plastid_count" not in row
+
+
+def peroxisomes_alone():
+    """A classifier that looks at the number of peroxisomes alone: stage 4 where there are two, else stage 2."""
+    return StageClassifier(
+        taxonomy=C_MEROLAE,
+        features=("peroxisome_double",),
+        stages=(2, 4),
+        centre=(0.5,),
+        scale=(0.5,),
+        offset=(0.0, 0.0),
+        weights=((-1.0,), (1.0,)),
+    )
+
+
+def test_a_classifier_tells_the_stage_in_place_of_the_rule():
+    assert measure(cell())["stage"] == 1
+    for number, stage in ((1, 2), (2, 4)):
+        row = measure(cell(peroxisomes=number), classifier=peroxisomes_alone())
+        assert (row["stage"], row["stage_confidence"]) == (stage, pytest.approx(1 / (1 + np.exp(-2))))
+
+
+def test_a_classifier_leaves_another_taxonomy_alone():
+    labels = (cell() > 1).astype(np.uint8)
+    given = {"disagreement": 0, "expected_iou": {"vesicle": 0.75}, "classifier": peroxisomes_alone()}
+    row = measure_cell(labels, np.full(SHAPE, 255, np.uint8), OTHER, VOXEL, region(labels), ORIGIN, **given)
+    assert (row["stage"], row["stage_confidence"]) == (None, 0.0)
+
+
+def test_the_rule_reads_labels_too():
+    assert stage_by_rule(cell(), C_MEROLAE, VOXEL)[0] == 1
+    assert stage_by_rule((cell() > 1).astype(np.uint8), OTHER, VOXEL) == (None, 0.0)
 
 
 def counts(*numbers):

@@ -82,6 +82,8 @@ def test_small_halves_count_and_crumbs_do_not():
 def test_waist():
     assert waist_ratio(ellipsoid(CUBIC, (200, 250, 500)), CUBIC) > 0.95
     lobes = ellipsoid(CUBIC, (200, 200, 200), (0, 0, 150)) | ellipsoid(CUBIC, (200, 200, 200), (0, 0, -150))
+    for radius in (30, 80, 120):  # of a few voxels; none may beat against the slices
+        assert waist_ratio(ellipsoid(CUBIC, (radius,) * 3), CUBIC) > 0.95
     # Smoothing fills the cusp between the lobes a little.
     assert 1 - (150 / 200) ** 2 < waist_ratio(lobes, CUBIC) < 0.62
     apart = np.zeros((20, 20, 100), bool)

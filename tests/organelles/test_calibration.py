@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
+from cmseg_core.organelles.fusion import equal_weights, fuse
 
 
 def opinions(voxels: int = 20_000, directions: int = 3) -> np.ndarray:
@@ -21,12 +22,12 @@ def test_temperature_softens() -> None:
     assert apply_temperature(certain, 1.0) is certain
 
 
-@pytest.mark.parametrize("rule", ["maximum", "mean"])
+@pytest.mark.parametrize("weights", [None, equal_weights(4), np.eye(3)[:, [0, 1, 2, 0]]])
 @pytest.mark.parametrize("temperature", [0.6, 2.0])
-def test_the_temperature_that_made_the_labels_is_found_again(rule: str, temperature: float) -> None:
+def test_the_temperature_that_made_the_labels_is_found_again(weights, temperature: float) -> None:
     certain = opinions()
     soft = apply_temperature(certain, temperature)
-    fused = soft.max(axis=1) if rule == "maximum" else soft.mean(axis=1)
+    fused = fuse(soft, weights)
     fused /= fused.sum(axis=1, keepdims=True)
     drawn = (fused.cumsum(axis=1) < np.random.default_rng(1).random((len(fused), 1))).sum(axis=1).clip(0, 3)
-    assert fit_temperature(certain, drawn, rule) == pytest.approx(temperature, rel=0.1)
+    assert fit_temperature(certain, drawn, weights) == pytest.approx(temperature, rel=0.1)

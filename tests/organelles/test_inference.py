@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmseg_core.errors import InputError
-from cmseg_core.organelles.fusion import FusedProbabilities
+from cmseg_core.organelles.fusion import FusedProbabilities, Weights, equal_weights, fuse, weights_of
 from cmseg_core.organelles.inference import axes_of, label_cell, predict_volume, segment_cell
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.preprocess.resample import CubeGrid
@@ -48,18 +48,38 @@ def stacked(rng: np.random.Generator, edge: int, classes: int, directions: int) 
     return (scores / scores.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
+def uneven(classes: int) -> Weights:
+    """Another share of every direction in every class; one class is left to one direction."""
+    weights = np.random.default_rng(5).dirichlet((1, 1, 1), classes).T
+    weights[:, 1] = (0, 1, 0)
+    return weights
+
+
+def oracle_of(everything: np.ndarray, weights: Weights | None) -> np.ndarray:
+    """The fused stack (z, y, x, classes), by plain numpy."""
+    if weights is None:
+        return everything.max(axis=0)
+    return sum(share * part for share, part in zip(weights, everything, strict=True))
+
+
 @pytest.mark.parametrize("directions", [1, 3])
-@pytest.mark.parametrize("rule", ["maximum", "mean"])
-def test_running_fusion_is_the_fusion_of_the_stack(rule: str, directions: int) -> None:
+@pytest.mark.parametrize("rule", ["maximum", "mean", "model"])
+def test_running_fusion_is_the_fusion_of_the_stack(rule, directions: int) -> None:
     edge, classes = 11, 5
     everything = stacked(np.random.default_rng(0), edge, classes, directions)
-    fused = FusedProbabilities((edge,) * 3, classes, directions, rule)
+    weights = weights_of(rule, uneven(classes), range(directions), classes)
+    fused = FusedProbabilities((edge,) * 3, classes, weights)
     for axis in range(directions):
         sections = np.moveaxis(everything[axis], axis, 0)
         for start in range(0, edge, 4):
             fused.add(axis, start, sections[start : start + 4])
 
-    oracle = everything.max(axis=0) if rule == "maximum" else everything.mean(axis=0)
+    oracle = oracle_of(everything, weights if weights is None else weights[:directions])
+    if rule == "mean":
+        np.testing.assert_allclose(oracle, everything.mean(axis=0), atol=1e-6)
+    if directions == 3:
+        at_once = fuse(everything.reshape(3, -1, classes).swapaxes(0, 1), weights)
+        np.testing.assert_allclose(at_once, oracle.reshape(-1, classes), atol=1e-6)
     labels = fused.labels()
     chosen = np.take_along_axis(oracle, labels[..., None].astype(int), axis=-1)[..., 0]
     np.testing.assert_allclose(chosen, oracle.max(axis=-1), atol=4 / 65535)  # the same class, but for level ones
@@ -72,15 +92,52 @@ def test_running_fusion_is_the_fusion_of_the_stack(rule: str, directions: int) -
     assert (directions == 1) == (fused.disagreement(labels) == 0)
 
 
-@pytest.mark.parametrize("rule", ["maximum", "mean"])
-def test_expected_iou_is_the_share_of_what_is_likely(rule: str) -> None:
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+def test_weights_are_shared_by_the_directions_there_are(axes: tuple[int, ...]) -> None:
+    missing = [axis for axis in range(3) if axis not in axes]
+    for rule in ("mean", "model"):
+        weights = weights_of(rule, uneven(4), axes, 4)
+        np.testing.assert_allclose(weights.sum(axis=0), 1)
+        assert not weights[missing].any()
+    fitted = weights_of("model", uneven(4), axes, 4)
+    assert np.ptp(fitted[axes[0]]) > 0.1 or len(axes) == 1
+    if 1 not in axes:
+        np.testing.assert_allclose(fitted[list(axes), 1], 1 / len(axes))
+    np.testing.assert_array_equal(weights_of("model", None, axes, 4), weights_of("mean", uneven(4), axes, 4))
+    assert weights_of("maximum", uneven(4), axes, 4) is None
+
+
+def test_certainty_in_every_direction_stays_within_16_bits() -> None:
+    for weights in (equal_weights(2), *(np.random.default_rng(n).dirichlet((1, 1, 1), 2).T for n in range(50))):
+        fused = FusedProbabilities((1, 1, 1), 2, weights)
+        for axis in range(3):
+            fused.add(axis, 0, np.array([0.0, 1 + 1e-6], np.float32).reshape(1, 1, 1, 2))
+        assert fused.labels().item() == 1
+        assert fused.confidence().item() == 255
+
+
+def test_the_weights_of_the_model_are_those_it_is_used_with(by_grey) -> None:
+    cell = toy_cell(1)
+    weights = np.repeat([[0.0], [0.0], [1.0]], len(TAXONOMY), axis=1)
+    found = predict_volume(cell.image, replace(by_grey, fusion=weights), UNFILTERED)
+    shifted = replace(by_grey, fusion=np.roll(weights, 1, axis=0))
+    mean = predict_volume(cell.image, by_grey, UNFILTERED.model_copy(update={"fusion": "mean"}))
+    assert (predict_volume(cell.image, by_grey, UNFILTERED).confidence() == mean.confidence()).all()
+    again = predict_volume(cell.image, shifted, UNFILTERED.model_copy(update={"fusion": "mean"}))
+    assert (again.confidence() == mean.confidence()).all()
+    np.testing.assert_array_equal(found.labels(), predict_volume(cell.image, shifted, UNFILTERED).labels())
+
+
+@pytest.mark.parametrize("rule", ["maximum", "mean", "model"])
+def test_expected_iou_is_the_share_of_what_is_likely(rule) -> None:
     everything = stacked(np.random.default_rng(1), 9, 4, 3)
-    fused = FusedProbabilities((9,) * 3, 4, 3, rule)
+    weights = weights_of(rule, uneven(4), range(3), 4)
+    fused = FusedProbabilities((9,) * 3, 4, weights)
     for axis in range(3):
         fused.add(axis, 0, np.moveaxis(everything[axis], axis, 0))
     labels = fused.labels()
     labels[labels == 3] = 1
-    p = everything.max(axis=0) if rule == "maximum" else everything.mean(axis=0)
+    p = oracle_of(everything, weights)
     p /= p.sum(axis=-1, keepdims=True)
     expected = fused.expected_iou(labels)
     for c in range(3):
@@ -92,7 +149,7 @@ def test_expected_iou_is_the_share_of_what_is_likely(rule: str) -> None:
 def test_expected_iou_is_what_the_iou_comes_to_where_probabilities_are_true() -> None:
     rng = np.random.default_rng(2)
     sure = rng.random((40, 40, 40)).astype(np.float32) ** 3
-    fused = FusedProbabilities((40,) * 3, 2, 1)
+    fused = FusedProbabilities((40,) * 3, 2, None)
     fused.add(0, 0, np.stack([1 - sure, sure], axis=-1))
     labels, truth = fused.labels(), rng.random(sure.shape) < sure
     iou = ((labels == 1) & truth).sum() / ((labels == 1) | truth).sum()
@@ -100,7 +157,7 @@ def test_expected_iou_is_what_the_iou_comes_to_where_probabilities_are_true() ->
 
 
 def test_the_most_certain_direction_wins() -> None:
-    fused = FusedProbabilities((1, 1, 1), 3, 3)
+    fused = FusedProbabilities((1, 1, 1), 3, None)
     for axis, probabilities in enumerate([(0.5, 0.5, 0.0), (0.45, 0.55, 0.0), (0.1, 0.3, 0.6)]):
         fused.add(axis, 0, np.array(probabilities, np.float32).reshape(1, 1, 1, 3))
     assert fused.labels().item() == 2
@@ -113,7 +170,7 @@ def test_outlines_run_between_the_voxels_of_the_cube() -> None:
     grid = CubeGrid((40, 40, 40), VoxelSize(z=10, y=10, x=10), 16)
     away = [np.linalg.norm(np.stack(np.indices((n,) * 3)) - (n - 1) / 2, axis=0) * 40 / n for n in (16, 40)]
     inside = (1 / (1 + np.exp((away[0] - 11) / 2))).astype(np.float32)
-    fused = FusedProbabilities((16, 16, 16), 2, 1)
+    fused = FusedProbabilities((16, 16, 16), 2, None)
     fused.add(0, 0, np.stack([1 - inside, inside], axis=-1))
     truth = away[1] < 11
 
@@ -217,3 +274,17 @@ def test_crops_that_cannot_be_used_are_refused(by_grey, wrong: dict[str, np.ndar
     crop = {"image": np.zeros((8, 8, 8), np.uint8), "own": None, "others": None, **wrong}
     with pytest.raises(InputError):
         segment_cell(crop["image"], crop["own"], crop["others"], VOXEL, by_grey, UNFILTERED, PLAIN)
+
+
+def test_flips_make_up_for_the_directions_that_a_thin_volume_lacks(by_grey: OrganelleModel) -> None:
+    volume = np.random.default_rng(0).integers(0, 256, (32, 32, 32), dtype=np.uint8)
+
+    def looks(volume: np.ndarray, config: OrganellesConfig) -> int:
+        seen: list[tuple[int, ...]] = []
+        predict_volume(volume, replace(by_grey, network=_Watched(by_grey.network, seen)), config)
+        return len(seen)
+
+    assert looks(volume, OrganellesConfig(batch_size=32)) == 3
+    assert looks(volume[:2], OrganellesConfig(batch_size=32)) == 4
+    assert looks(volume[:2], OrganellesConfig(batch_size=32, flips=1)) == 1
+    assert looks(volume, OrganellesConfig(batch_size=32, flips=8)) == 24

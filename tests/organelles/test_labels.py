@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from cmseg_core.errors import InputError
-from cmseg_core.organelles.labels import count_labels, is_one_cell
-from cmseg_core.schema import C_MEROLAE
+from cmseg_core.organelles.dataset import LabelledCell
+from cmseg_core.organelles.labels import check_learnable, count_labels, is_one_cell
+from cmseg_core.schema import C_MEROLAE, VoxelSize
 
 
 def ball(centre: tuple[float, float, float], radius: float = 6) -> np.ndarray:
@@ -39,3 +40,17 @@ def test_a_cell_is_one_piece_with_free_borders() -> None:
     assert not is_one_cell((ball((5, 5, 5), 4) | ball((14, 14, 14), 4)).astype(np.uint8)), "two pieces"
     assert not is_one_cell(np.ones((8, 8, 8), np.uint8)), "fills the crop"
     assert not is_one_cell(np.zeros((8, 8, 8), np.uint8)), "empty"
+
+
+def test_one_cell_or_an_unseen_class_teaches_nothing() -> None:
+    def cell(*classes: int, field: bool = False) -> LabelledCell:
+        labels = np.zeros((1, 2, 8), np.uint8)
+        labels[0, 0, : len(classes)] = classes
+        return LabelledCell(labels, labels, VoxelSize(z=1, y=1, x=1), field=field)
+
+    check_learnable([cell(1, 2, 3), cell(4, 5)], C_MEROLAE, "mine@2")
+    check_learnable([cell(1, 2, 3, 4, 5, field=True)], C_MEROLAE, "mine@2")
+    with pytest.raises(InputError, match="mine@2: holds one cell only"):
+        check_learnable([cell(1, 2, 3, 4, 5)], C_MEROLAE, "mine@2")
+    with pytest.raises(InputError, match="mine@2: shows no mitochondrion, no nucleus"):
+        check_learnable([cell(1, 2), cell(1, 4)], C_MEROLAE, "mine@2")

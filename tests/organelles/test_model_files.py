@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from cmseg_core.errors import InputError
+from cmseg_core.organelles.fusion import weights_of
 from cmseg_core.organelles.model import MEMBER, OrganelleModel, load_model, save_model
 from cmseg_core.organelles.network import build_unet
 from cmseg_core.schema import C_MEROLAE, OrganelleClass, Taxonomy
+from cmseg_core.tracking.registry import packaged_model
 
 ARCHITECTURE = {"classes": 6, "section_size": None, "width": 4, "depth": 2, "attention": True, "channels_in": 1}
 
@@ -33,7 +35,8 @@ class Explosive:
 def model() -> OrganelleModel:
     keras.utils.set_random_seed(0)
     metadata = {"architecture": ARCHITECTURE, "cells": ["a/1", "a/2"], "best": {"mean_iou": 0.5, "iou": {"x": None}}}
-    return OrganelleModel(build_unet(**ARCHITECTURE), C_MEROLAE, 32, 1.25, metadata)
+    weights = np.random.default_rng(0).dirichlet((1, 1, 1), 6).T
+    return OrganelleModel(build_unet(**ARCHITECTURE), C_MEROLAE, 32, 1.25, metadata, weights)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,7 @@ def test_a_model_comes_back_as_it_was(model, saved, images) -> None:
     np.testing.assert_array_equal(again.network.predict_on_batch(images), model.network.predict_on_batch(images))
     assert (again.taxonomy, again.section_size, again.temperature) == (C_MEROLAE, 32, 1.25)
     assert again.metadata == model.metadata and again.channels == 1
+    np.testing.assert_array_equal(again.fusion, model.fusion)
     assert [p.name for p in saved.parent.iterdir()] == ["model.keras"]
 
 
@@ -74,6 +78,7 @@ def test_half_the_bits_give_nearly_the_same_probabilities(model, saved, tmp_path
 def test_another_precision_changes_little(model, saved, images) -> None:
     again = load_model(saved, policy="mixed_bfloat16")
     assert again.network.get_layer("bottom_a_conv").compute_dtype == "bfloat16"
+    np.testing.assert_array_equal(again.fusion, model.fusion)
     found, expected = again.network.predict_on_batch(images), model.network.predict_on_batch(images)
     np.testing.assert_allclose(found, expected, atol=0.05)
 
@@ -134,7 +139,17 @@ def test_a_damaged_or_missing_member_is_refused(saved, name) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 99}, {"taxonomy": {"classes": []}}, {"section_size": "wide"}, {"temperature": None}, {"metadata": 3}],
+    [
+        {"format": 99},
+        {"taxonomy": {"classes": []}},
+        {"section_size": "wide"},
+        {"temperature": None},
+        {"metadata": 3},
+        {"fusion": [0.5, 0.5]},
+        {"fusion": {"background": {"z": 1, "y": 0, "x": 0}}},
+        {"fusion": {name: {"z": 1.5, "y": -0.5, "x": 0} for name in C_MEROLAE.names}},
+        {"fusion": {name: {"z": 1, "y": 1, "x": 1} for name in C_MEROLAE.names}},
+    ],
 )
 def test_damaged_metadata_are_refused(saved, change) -> None:
     with zipfile.ZipFile(saved) as archive:
@@ -142,6 +157,18 @@ def test_damaged_metadata_are_refused(saved, change) -> None:
     rewrite(saved, {MEMBER: json.dumps({**content, **change}).encode()})
     with pytest.raises(InputError):
         load_model(saved)
+
+
+def test_a_file_without_weights_lets_all_directions_count_alike(saved) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        content = json.loads(archive.read(MEMBER))
+    assert content["fusion"]["plastid"].keys() == {"z", "y", "x"}
+    del content["fusion"]
+    rewrite(saved, {MEMBER: json.dumps(content).encode()})
+    again = load_model(saved)
+    assert again.fusion is None
+    np.testing.assert_allclose(weights_of("model", again.fusion, range(3), 6), 1 / 3)
+    assert load_model(packaged_model("unet")).section_size == 96
 
 
 def test_metadata_that_are_no_json_are_refused(saved) -> None:

@@ -41,11 +41,12 @@ def crop() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("filter_", ["median", "majority", "none"])
-@pytest.mark.parametrize("fusion", ["maximum", "mean"])
+@pytest.mark.parametrize("fusion", ["maximum", "mean", "model"])
 def test_skipped_sections_change_nothing_where_the_cell_can_be(crop, monkeypatch, fusion, filter_) -> None:
     image, own = crop
     config = OrganellesConfig(fusion=fusion, filter=filter_, batch_size=8)
-    model = OrganelleModel(Noise(), TAXONOMY, SIDE)
+    weights = np.array([[0.5, 0.1, 1.0], [0.5, 0.2, 0.0], [0.0, 0.7, 0.0]])
+    model = OrganelleModel(Noise(), TAXONOMY, SIDE, fusion=weights)
     found = segment_cell(image, own, None, VOXEL, model, config, PLAIN)
     skipping, model.network.seen = model.network.seen, 0
 
@@ -70,7 +71,7 @@ def test_a_mask_without_a_voxel_costs_nothing_and_finds_nothing(crop) -> None:
 
 
 def test_confidence_is_that_of_the_class_the_filter_left() -> None:
-    fused = FusedProbabilities((2, 2, 2), CLASSES, 1)
+    fused = FusedProbabilities((2, 2, 2), CLASSES, None)
     probabilities = np.full((2, 2, 2, CLASSES), (0.1, 0.7, 0.2), np.float32)
     fused.add(0, 0, probabilities)
     labels = fused.labels()

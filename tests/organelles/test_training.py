@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import repeat
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 
@@ -15,10 +16,17 @@ from cmseg_core.errors import InputError
 from cmseg_core.evaluation.overlap import ClassCounts
 from cmseg_core.organelles import epochs
 from cmseg_core.organelles.dataset import SectionSampler, cube_of
-from cmseg_core.organelles.epochs import TrainingDiverged, learning_rate, run_epochs, score_sections
+from cmseg_core.organelles.epochs import (
+    RETREATS,
+    Listener,
+    TrainingDiverged,
+    learning_rate,
+    run_epochs,
+    score_sections,
+)
 from cmseg_core.organelles.inference import label_cell
 from cmseg_core.organelles.model import load_model, save_model
-from cmseg_core.organelles.training import TrainingConfig, TrainingResult, train
+from cmseg_core.organelles.training import UNTIL_THE_CLOCK, TrainingConfig, TrainingResult, train
 from cmseg_core.schema import C_MEROLAE, OrganellesConfig, PreprocessConfig
 from tests.organelles.toy import TAXONOMY, toy_cell
 
@@ -75,17 +83,32 @@ def test_every_epoch_is_told_and_the_model_carries_its_story(once, tmp_path) -> 
     assert loaded.metadata["training"]["width"] == 4 and loaded.metadata["validation"] == ["toy1"]
     assert loaded.metadata["best"]["mean_iou"] == max(row["mean_iou"] for row in rows)
     assert loaded.temperature == result.model.temperature != 1.0
+    assert loaded.fusion is not None
+    np.testing.assert_allclose(loaded.fusion, 1 / 3)  # one cell kept for validation proves nothing
+
+
+class ScriptedOptimizer:
+    """Stands for an optimiser: its one variable is the number of steps taken."""
+
+    def __init__(self, network: ScriptedNetwork) -> None:
+        self.learning_rate = 0.0
+        self.variables = [network.steps]
+
+    def build(self, variables: list) -> None:
+        """There is nothing to build."""
 
 
 class ScriptedNetwork:
-    """Stands for a network: its weights are the number of steps taken, its losses are given."""
+    """Stands for a network: its weight is the number of steps taken, its losses are given."""
 
     def __init__(self, losses: Iterable[float]) -> None:
-        self.losses, self.steps = iter(losses), 0
-        self.optimizer = SimpleNamespace(learning_rate=0.0)
+        self.losses, self.steps, self.rates = iter(losses), keras.Variable(0, dtype="int32"), []
+        self.trainable_variables: list = []
+        self.optimizer = ScriptedOptimizer(self)
 
     def train_on_batch(self, images: np.ndarray, labels: np.ndarray) -> float:
-        self.steps += 1
+        self.rates.append(self.optimizer.learning_rate)
+        self.steps.assign_add(1)
         return next(self.losses)
 
     def reset_metrics(self) -> None:
@@ -94,10 +117,15 @@ class ScriptedNetwork:
     def get_weights(self) -> list[np.ndarray]:
         return [np.array(self.steps)]
 
+    def set_weights(self, weights: list[np.ndarray]) -> None:
+        self.steps.assign(weights[0])
 
-def scripted(losses: Iterable[float], batches: SectionSampler, held_out: list | None = None, **changes):
-    config = TINY.model_copy(update={"steps_per_epoch": 2, "epochs": 3, **changes})
-    return run_epochs(ScriptedNetwork(losses), batches, held_out or [], config, TAXONOMY, None)
+
+def scripted(losses: Iterable[float] | ScriptedNetwork, batches: SectionSampler, held_out: list | None = None, **more):
+    options = {name: more.pop(name) for name in ("listener", "checkpoint") if name in more}
+    config = TINY.model_copy(update={"steps_per_epoch": 2, "epochs": 3, **more})
+    network = losses if isinstance(losses, ScriptedNetwork) else ScriptedNetwork(losses)
+    return run_epochs(network, batches, held_out or [], config, TAXONOMY, **options)
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +147,65 @@ def test_without_validation_the_last_epoch_is_kept(batches) -> None:
     assert best[0] == 6
 
 
-def test_divergence_is_an_error_at_first_and_a_stop_later(batches) -> None:
-    with pytest.raises(TrainingDiverged):
-        scripted([1.0, math.nan], batches)
-    history, best = scripted([1.0, 1.0, 1.0, math.inf], batches)
-    assert len(history) == 1 and best[0] == 2
+def test_a_loss_that_is_no_number_takes_the_training_back(batches) -> None:
+    lines: list[str] = []
+    network = ScriptedNetwork([1.0, 1.0, 2.0, math.nan, 3.0, 3.0, 4.0, 4.0])
+    listener = Listener(say=lines.append)
+    history, best = scripted(network, batches, listener=listener, schedule="constant")
+    assert [row["loss"] for row in history] == [1.0, 3.0, 4.0]
+    assert best[0] == 6  # the steps that came to nothing are not in the weights
+    assert network.rates == pytest.approx([2e-3] * 4 + [1e-3] * 4)
+    assert lines == ["the loss is not finite: going back to epoch 2, step 1, with half the learning rate"]
+
+
+def test_a_training_that_keeps_diverging_is_given_up(batches) -> None:
+    network = ScriptedNetwork(repeat(math.inf))
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        scripted(network, batches)
+    assert len(network.rates) == 1 + RETREATS
+
+
+def test_weights_that_are_no_numbers_take_the_training_back(batches) -> None:
+    class Spoilt(ScriptedNetwork):
+        def get_weights(self) -> list[np.ndarray]:
+            return [np.array(math.nan if len(self.rates) == 4 else float(self.steps))]
+
+    network = Spoilt(repeat(1.0))
+    history, best = scripted(network, batches)
+    assert (len(history), len(network.rates), best[0]) == (3, 8, 6)
+
+
+def test_a_training_without_progress_is_ended_by_its_patience(batches, monkeypatch) -> None:
+    scores = iter([0.2, 0.7, 0.4, 0.5, 0.9])
+    monkeypatch.setattr(epochs, "score_sections", lambda *_: ({}, next(scores)))
+    history, best = scripted(repeat(1.0), batches, held_out=[batches.batch(0)], epochs=9, patience=2)
+    assert len(history) == 4
+    assert best[0] == 4
+    with pytest.raises(InputError, match="needs cells for validation"):
+        train([toy_cell(0)], TINY.model_copy(update={"patience": 2}), TAXONOMY, preprocess=PLAIN)
 
 
 def test_training_stops_at_the_wall_clock_limit_with_a_low_rate(batches) -> None:
     history, _ = scripted(repeat(1.0), batches, epochs=100_000, max_minutes=0.01)
     assert 1 <= len(history) < 100_000
     assert history[-1]["learning_rate"] < 0.1 * TINY.learning_rate
+
+
+def test_with_a_time_limit_the_clock_ends_the_training_unless_epochs_are_asked_for() -> None:
+    assert TrainingConfig.of("starter").epochs == 30
+    timed = TrainingConfig.of("starter", max_minutes=60)
+    assert timed.epochs == UNTIL_THE_CLOCK
+    assert TrainingConfig.model_validate(timed.model_dump()) == timed
+    assert TrainingConfig.of("starter", max_minutes=60, epochs=7).epochs == 7
+    assert TrainingConfig.of("paper", max_minutes=60).epochs == 5
+
+
+def test_fields_have_defaults_of_their_own() -> None:
+    cells, fields = TrainingConfig.of("starter"), TrainingConfig.of("starter", fields=True)
+    assert (fields.width, fields.section_size) == (32, 256)
+    assert cells.width < fields.width and cells.section_size < fields.section_size
+    assert TrainingConfig.of("starter", fields=True, width=8).width == 8
+    assert TrainingConfig.of("paper", fields=True) == TrainingConfig.of("paper")
 
 
 def test_scores_are_of_all_sections_together() -> None:
@@ -185,7 +261,7 @@ def test_mixed_precision_gives_a_plain_network(policy: str) -> None:
 def test_learning_rates_follow_their_schedules() -> None:
     paper = TrainingConfig.of("paper")
     assert [learning_rate(paper, 0.5, e) for e in (0, 1, 4)] == pytest.approx([1e-5, 0.95e-5, 1e-5 * 0.95**4])
-    cosine = TrainingConfig.of("starter")
+    cosine = TrainingConfig.of("best")
     rates = [learning_rate(cosine, p, 0) for p in (0.0, 0.03, 0.5, 1.0)]
     assert rates[1] == pytest.approx(2e-3) and rates[3] == pytest.approx(2e-5)
     assert rates[0] < rates[1] > rates[2] > rates[3]
@@ -202,13 +278,17 @@ def test_presets_and_their_limits() -> None:
     )
     assert paper.preset == "paper" and paper.seed == 3
     with pytest.raises(InputError, match="not a preset"):
-        TrainingConfig.of("best")
+        TrainingConfig.of("starter")
     with pytest.raises(InputError, match="colour"):
-        TrainingConfig.of("starter", colour=1)
+        TrainingConfig.of("best", colour=1)
     with pytest.raises(InputError, match="multiple of 2"):
         train([toy_cell(0)], TINY.model_copy(update={"section_size": 31}), TAXONOMY, preprocess=PLAIN)
     with pytest.raises(InputError, match="no cell"):
         train([], TINY, TAXONOMY, preprocess=PLAIN)
+    with pytest.raises(InputError, match=r"limit is 0.5 GB; raise CMSEG_MAX_MEMORY_GB"):
+        train([toy_cell(0)], TINY, TAXONOMY, preprocess=PLAIN, max_memory_gb=0.5)
+    with pytest.raises(InputError, match=r"GB of memory more, .* free; set a smaller batch_size"):
+        train([toy_cell(0)], TINY.model_copy(update={"batch_size": 10**8}), TAXONOMY, preprocess=PLAIN)
     with pytest.raises(InputError, match="no labelled voxel"):
         empty = replace(toy_cell(0), labels=np.zeros((32, 32, 32), np.uint8))
         train([empty], TINY, TAXONOMY, preprocess=PLAIN)

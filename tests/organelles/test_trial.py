@@ -14,7 +14,9 @@ from tests.organelles.toy import TAXONOMY, toy_cell
 
 def test_every_way_is_what_the_pipeline_would_give() -> None:
     cell, config, preprocess = toy_cell(0), OrganellesConfig(), PreprocessConfig()
-    model = OrganelleModel(build_unet(len(TAXONOMY), 32, width=4, depth=2), TAXONOMY, 32, temperature=0.5)
+    network = build_unet(len(TAXONOMY), 32, width=4, depth=2)
+    weights = np.random.default_rng(0).dirichlet((1, 1, 1), len(TAXONOMY)).T
+    model = OrganelleModel(network, TAXONOMY, 32, temperature=0.5, fusion=weights)
     trial = try_cell(cell, model, config, preprocess)
     fused = label_cell(cell, model, config, preprocess)
     np.testing.assert_array_equal(trial.fused.labels, fused.labels)
@@ -37,7 +39,7 @@ def test_a_thin_field_has_one_direction_and_it_is_what_the_pipeline_gives() -> N
     for way in (trial.fused, trial.single[0]):
         assert way is not None
         np.testing.assert_array_equal(way.confidence, label_cell(thin, model, config, preprocess).confidence)
-    said, _ = directions_on(model, [cube_of(thin, 32, preprocess)])
+    said, *_ = directions_on(model, [cube_of(thin, 32, preprocess)])
     np.testing.assert_array_equal(said[:, 1], said[:, 0])
     np.testing.assert_allclose(said.sum(axis=-1), 1, atol=1e-4)
 
@@ -45,10 +47,11 @@ def test_a_thin_field_has_one_direction_and_it_is_what_the_pipeline_gives() -> N
 def test_voxels_are_told_with_what_each_direction_says_of_them() -> None:
     model = OrganelleModel(build_unet(len(TAXONOMY), 32, width=4, depth=2), TAXONOMY, 32, temperature=0.5)
     cubes = [cube_of(toy_cell(seed), 32, PreprocessConfig()) for seed in range(2)]
-    said, truth = directions_on(model, cubes, voxels=4000)
+    said, truth, cell = directions_on(model, cubes, voxels=4000)
     assert said.shape == (4000, 3, len(TAXONOMY))
     np.testing.assert_allclose(said.sum(axis=-1), 1, atol=1e-4)
     assert set(np.unique(truth)) >= {1, 2}
+    assert np.bincount(cell).tolist() == [2000, 2000]
     raw = replace(model, temperature=1.0)
     along_z = np.concatenate([predict_sections(cube.image[..., None], raw, 32).reshape(-1, 4) for cube in cubes])
     nearest = [np.abs(along_z - row).max(axis=1).min() for row in said[:50, 0]]

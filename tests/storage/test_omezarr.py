@@ -166,6 +166,7 @@ def test_a_voxel_size_is_never_guessed(tmp_path: Path) -> None:
         group.attrs["multiscales"] = [_multiscale_04(unit, scale)]
         with pytest.raises(InputError, match=problem):
             omezarr.open_image(tmp_path / "old.zarr")
+        assert omezarr.open_image(tmp_path / "old.zarr", voxel_size=VOXEL)[1] == VOXEL
 
 
 def test_several_channels_are_refused(tmp_path: Path) -> None:

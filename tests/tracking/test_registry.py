@@ -10,7 +10,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.storage.manifest import file_sha256
 from cmseg_core.tracking import registry
 from cmseg_core.tracking.catalogue import describe, list_versions, set_alias
-from cmseg_core.tracking.connection import default_tracking_uri
+from cmseg_core.tracking.connection import connect, default_tracking_uri, experiment_id
 from cmseg_core.tracking.registry import ensure_champions, register_file, resolve_model
 
 
@@ -37,6 +37,12 @@ def starters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "package"
 
 
+def logged_model(uri: str, reference: str) -> str:
+    """Id of the logged model behind a version."""
+    (outcome,) = connect(uri).get_run(describe(reference, uri).run_id).outputs.model_outputs
+    return outcome.model_id
+
+
 def test_a_registered_file_comes_back_byte_for_byte(uri: str, model: Path, tmp_path: Path) -> None:
     version = register_file(
         model,
@@ -57,6 +63,18 @@ def test_a_registered_file_comes_back_byte_for_byte(uri: str, model: Path, tmp_p
     about = describe("models:/m-roundtrip@challenger", uri)
     assert about.aliases == ("challenger",)
     assert about.tags == {"fold": "1", "role": "unet", "sha256": file_sha256(model), "file": model.name}
+
+
+def test_a_version_that_lies_with_its_run_is_still_found(uri: str, model: Path, tmp_path: Path) -> None:
+    """As cmseg 0.1.0 registered models before it logged them with a signature."""
+    client = connect(uri)
+    run = client.create_run(experiment_id(client, uri, "cmseg-unet")).info
+    client.log_artifact(run.run_id, str(model), "data")
+    client.create_registered_model("m-former")
+    tags = {"role": "unet", "sha256": file_sha256(model)}
+    client.create_model_version("m-former", f"{run.artifact_uri}/data", run.run_id, tags)
+    found = resolve_model("models:/m-former/1", "unet", uri, tmp_path / "cache")
+    assert found.path.read_bytes() == model.read_bytes()
 
 
 def test_a_fetched_model_needs_no_second_download(
@@ -140,22 +158,21 @@ def test_a_file_needs_no_registry(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_version_with_two_model_files_is_refused(uri: str, model: Path, tmp_path: Path) -> None:
-    from cmseg_core.tracking.connection import connect
-
     register_file(model, "m-several", "unet", uri)
     second = model.with_name("second.keras")
     second.write_bytes(b"PK")
-    connect(uri).log_artifact(describe("models:/m-several/1", uri).run_id, str(second), registry.ARTIFACT_FOLDER)
+    connect(uri).log_model_artifact(logged_model(uri, "models:/m-several/1"), str(second))
     with pytest.raises(InputError, match="holds 2 files"):
         resolve_model("models:/m-several/1", "unet", uri, tmp_path)
 
 
 def test_the_starters_become_champions_once(uri: str, starters: Path, tmp_path: Path) -> None:
     champions = ensure_champions(uri)
-    assert champions == {"unet": "models:/cmseg-unet@champion", "sam": "models:/cmseg-sam@champion"}
+    assert champions == {role: f"models:/cmseg-{role}@champion" for role in ("unet", "sam", "stage")}
     assert ensure_champions(uri) == champions
     assert [(v.name, v.version, v.aliases) for v in list_versions(uri) if v.name.startswith("cmseg-")] == [
         ("cmseg-sam", "1", ("champion",)),
+        ("cmseg-stage", "1", ("champion",)),
         ("cmseg-unet", "1", ("champion",)),
     ]
     for role, reference in champions.items():
