@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from cmseg_core.acquisition.reader import read_labels
 from cmseg_core.errors import InputError
@@ -168,11 +169,24 @@ def _section(image: np.ndarray, labels: np.ndarray, number: int, voxel_size: Vox
 
 @dataclass(frozen=True, eq=False)
 class _Crop:
-    """Where a cell of a result lies in its volume, and where in this crop other cells lie."""
+    """Where a cell of a result lies in its volume, and the ids of all cells in this crop."""
 
     volume: tuple[int, ...]
     box: tuple[slice, ...]
-    others: np.ndarray
+    cell: int
+    ids: np.ndarray
+    voxel_size: VoxelSize
+
+    @property
+    def others(self) -> np.ndarray:
+        """Where other cells lie."""
+        return (self.ids > 0) & (self.ids != self.cell)
+
+    def own(self, labels: np.ndarray) -> np.ndarray:
+        """Labels of the crop without those of other cells; a voxel of no cell goes with the nearest one."""
+        sampling = self.voxel_size.zyx
+        places = distance_transform_edt(self.ids == 0, sampling, return_distances=False, return_indices=True)
+        return np.where(self.ids[tuple(np.asarray(places))] == self.cell, labels, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,8 +236,7 @@ def _crop(out: Path, cell: int, margin_nm: float) -> _Crop | None:
             margin = int(np.ceil(margin_nm / edge))
             start, stop = int(row[f"bbox_{axis}0"]), int(row[f"bbox_{axis}1"])
             box.append(slice(max(0, start - margin), min(length, stop + margin)))
-        inside = np.asarray(ids[tuple(box)])
-        return _Crop(tuple(ids.shape), tuple(box), (inside > 0) & (inside != cell))
+        return _Crop(tuple(ids.shape), tuple(box), cell, np.asarray(ids[tuple(box)]), voxel_size)
     return None
 
 
@@ -236,7 +249,7 @@ def _labels(path: Path, shape: tuple[int, int, int], crop: _Crop | None = None) 
     if array.dtype.kind not in "bui":
         raise InputError(path, f"holds {array.dtype} numbers", "give labels as whole numbers")
     if crop is not None and tuple(array.shape) == crop.volume:
-        labels = np.where(crop.others, 0, np.asarray(array[crop.box]))
+        labels = crop.own(np.asarray(array[crop.box]))
     elif tuple(array.shape) != tuple(shape):
         mend = "give labels on the same grid as the image"
         raise InputError(path, f"has shape {tuple(array.shape)}, the image {tuple(shape)}", mend)

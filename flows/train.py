@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
-from cmseg_core.organelles.metadata import read_taxonomy
 from cmseg_core.schema import Frozen, PipelineConfig, Taxonomy, Workspace, first_problem
 from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file, resolve_model
 from cmseg_core.tracking.runs import TrainingRun, end_run, training_run
@@ -175,10 +174,12 @@ def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str
 
 
 def _start(initial: str, role: Role, taxonomy: Taxonomy, uri: str, workspace: Workspace) -> Path:
+    from cmseg_core.organelles.model import load_model
+
     if role != "unet":
         raise InputError("--initial", f"cannot be used with --model {role}", "leave it out: it trains from nothing")
     path = resolve_model(initial, role, uri, workspace.workspace / "models").path
-    known = read_taxonomy(path)
+    known = load_model(path).taxonomy  # a damaged file is found before anything is read
     if known.names != taxonomy.names:
         raise _other_classes(initial, known, taxonomy)
     return path
@@ -326,9 +327,10 @@ def _train_at(
         )
         best = done.model.metadata["best"]
         scores = {key: best[key] for key in ("mean_iou", "iou") if key in best}
-        record_outcome(run, done.model, unseen, pipeline, console.say)
         kept = replace(job, out=place.model)
-        return _registered(kept, "unet", run, scores, partial(save_model, done.model))
+        trained = _registered(kept, "unet", run, scores, partial(save_model, done.model))
+        record_outcome(run, done.model, unseen, pipeline, console.say)
+        return trained
 
 
 def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,7 +149,9 @@ def load_sam(path: str | Path) -> SamModel:
     if not Path(path).is_file():
         raise InputError(path, "is no file", _MEND)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle it says more than the one line that it gets
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(path, "is not a readable checkpoint of tensors", _MEND) from error
     if not isinstance(content, dict):

@@ -126,9 +126,7 @@ class _Run:
         network.optimizer.build(network.trainable_variables)
         if checkpoint is not None and checkpoint.exists():
             self._restore(load_checkpoint(checkpoint))
-            self._say(
-                f"taking up the training at epoch {self.progress.epoch + 1}, step {len(self.progress.losses) + 1}"
-            )
+            self._say(f"taking up the training at {self._place()}")
             self.began -= self.progress.seconds
             self.epoch_began -= self.progress.epoch_seconds
         self.good = self._state()
@@ -146,7 +144,7 @@ class _Run:
         done = len(progress.losses)
         for images, labels in sampler.batches(progress.epoch * each + done, each - done):
             time_share = self._share_of_time()
-            share = max((progress.epoch + len(progress.losses) / each) / self.config.epochs, time_share)
+            share = max((progress.epoch * each + len(progress.losses)) / (self.config.epochs * each), time_share)
             rate = learning_rate(self.config, share, progress.epoch) / 2**progress.retreats
             self.network.optimizer.learning_rate = rate
             # train_on_batch returns the running mean since the metrics were reset; the step's own loss is wanted here.
@@ -192,8 +190,7 @@ class _Run:
             raise TrainingDiverged("training", reason, "set a lower learning_rate, or precision: float32")
         self._restore(self.good)
         self.progress.retreats = retreats
-        where = f"epoch {self.progress.epoch + 1}, step {len(self.progress.losses) + 1}"
-        self._say(f"the loss is not finite: going back to {where}, with half the learning rate")
+        self._say(f"the loss is not finite: going back to {self._place()}, with half the learning rate")
 
     def _keep(self) -> bool:
         """Keep the state in memory and in the file; False, and nothing kept, where a number is not finite."""
@@ -202,7 +199,10 @@ class _Run:
             return False
         self.good, self.kept_at = state, time.monotonic()
         if self.checkpoint is not None:
-            save_checkpoint(state, self.checkpoint)
+            try:
+                save_checkpoint(state, self.checkpoint)
+            except OSError as error:  # a full disk, say: no reason to lose what has been learnt
+                self._say(f"{self.checkpoint}: the state of the training could not be kept ({error.strerror})")
         return True
 
     def _state(self) -> Checkpoint:
@@ -216,6 +216,11 @@ class _Run:
         self.network.set_weights(state.weights)
         for variable, value in zip(self.network.optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
+
+    def _place(self) -> str:
+        progress = self.progress
+        over = progress.epoch >= self.config.epochs
+        return "its end" if over else f"epoch {progress.epoch + 1}, step {len(progress.losses) + 1}"
 
     def _share_of_time(self) -> float:
         limit = self.config.max_minutes
@@ -241,7 +246,11 @@ def _weights(network: keras.Model) -> list[NDArray[Any]]:
 def score_sections(
     network: keras.Model, batches: list[Batch], taxonomy: Taxonomy
 ) -> tuple[dict[str, float | None], float | None]:
-    """IoU of every class over all batches together, and the mean of the foreground classes that occur."""
+    """IoU of every class over all batches together, and the mean of the foreground classes that the labels show.
+
+    A class that is found but not there has an IoU of 0, which stays out of the mean: a single voxel of it would weigh
+    as much as all that is right of another class.
+    """
     classes = len(taxonomy)
     pairs = np.zeros(classes * classes, dtype=np.int64)
     for images, labels in batches:
@@ -251,5 +260,6 @@ def score_sections(
     hit = np.diag(table)
     union = table.sum(axis=0) + table.sum(axis=1) - hit
     iou = {name: float(h / u) if u else None for name, h, u in zip(taxonomy.names, hit, union, strict=True)}
-    known = [score for c in taxonomy.foreground if (score := iou[c.name]) is not None]
+    shown = table.sum(axis=1)
+    known = [score for c in taxonomy.foreground if shown[c.id] and (score := iou[c.name]) is not None]
     return iou, float(np.mean(known)) if known else None

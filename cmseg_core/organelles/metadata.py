@@ -7,10 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from cmseg_core.errors import InputError
-from cmseg_core.schema import Taxonomy, first_problem
 
 MEMBER = "cmseg.json"
 """Member of the `.keras` archive that carries the metadata; Keras itself ignores it."""
@@ -48,13 +45,3 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(path, f"is not of format {FORMAT}", "update cmseg, or train the model again")
     return content
-
-
-def read_taxonomy(path: str | Path) -> Taxonomy:
-    """The classes that a model file knows; raises as :func:`read_metadata`."""
-    try:
-        return Taxonomy.model_validate(read_metadata(path)["taxonomy"])
-    except ValidationError as error:
-        raise InputError(path, f"has damaged metadata ({first_problem(error)})", MEND) from error
-    except KeyError as error:
-        raise InputError(path, f"has damaged metadata ({error})", MEND) from error

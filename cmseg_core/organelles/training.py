@@ -123,7 +123,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 """``paper``: what Kousaka et al. 2025 state. Batch size and weight decay are not stated; the steps of an epoch are the
 63 x 3 x 256 sections of 63 cells."""
 
-FOR_FIELDS: dict[str, Any] = {"width": 32, "section_size": 256, "batch_size": 4, "validation_batches": 12}
+FOR_FIELDS: dict[str, Any] = {
+    "width": 32,
+    "section_size": 256,
+    "batch_size": 4,
+    "steps_per_epoch": 100,
+    "validation_batches": 12,
+}
 """What differs by default where all that is learnt from are fields. A cell is brought to the size of the sections, so
 that small ones show it whole; a field keeps its scale, and what one sees of it grows with the sections."""
 

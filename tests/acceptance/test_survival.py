@@ -56,6 +56,7 @@ def weights(model: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.timeout(1500)
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     cmseg: Cmseg, phantom: Path, settings: Path, tmp_path: Path
 ) -> None:
@@ -69,13 +70,13 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     assert not (tmp_path / "resumed.keras").exists()
     (run,) = trainings.glob("*/run.json")
     run_id = json.loads(run.read_text())["run_id"]
-    resumed = cmseg(*command("resumed.keras"), **place)
+    resumed = cmseg(*command("resumed.keras"), timeout=600, **place)
     assert resumed.status == 0, resumed.err
     assert "tiny: taking up the training at epoch 2, step 1" in resumed.err
     assert "epoch 1 of 3" not in resumed.err
     assert resumed.document()["run_id"] == run_id
     assert list(trainings.iterdir()) == []
-    whole = cmseg(*command("whole.keras"), **place)
+    whole = cmseg(*command("whole.keras"), timeout=600, **place)
     assert whole.status == 0, whole.err
     assert "epoch 1 of 3" in whole.err
     assert whole.document()["scores"] == resumed.document()["scores"]

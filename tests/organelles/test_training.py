@@ -218,6 +218,14 @@ def test_scores_are_of_all_sections_together() -> None:
     assert mean == pytest.approx((1 / 3 + 3 / 4) / 2)
 
 
+def test_a_class_that_is_not_in_the_labels_has_no_say_in_the_mean() -> None:
+    labels = np.array([[[0, 1], [1, 2]]], np.int32)
+    network = SimpleNamespace(predict_on_batch=lambda images: np.eye(4)[np.array([[[3, 1], [1, 2]]])])
+    iou, mean = score_sections(network, [(np.zeros(1), labels)], TAXONOMY)
+    assert iou["small"] == 0
+    assert mean == 1
+
+
 def test_fine_tuning_starts_from_the_given_weights(once) -> None:
     still = TINY.model_copy(update={"learning_rate": 1e-12, "weight_decay": 0, "epochs": 1, "steps_per_epoch": 1})
     wide = still.model_copy(update={"width": 9})  # the architecture is the initial model's
