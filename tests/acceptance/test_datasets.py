@@ -128,7 +128,9 @@ def result(
     (folder / "threshold.yaml").write_text("foreground: {method: threshold}\n")
     done = cmseg("run", phantom, folder / "out", "--config", folder / "threshold.yaml", "--unet", unet)
     assert done.status == 0, done.err
-    assert cmseg("models", "import", unet, "--role", "unet", "--alias", "champion", **place).status == 0
+    assert cmseg("models", "import", unet, "--role", "unet", "--name", "mine", **place).status == 0
+    first = cmseg("models", "promote", "models:/mine/1", phantom, **place)
+    assert first.status == 0, first.err
     return folder / "out", place
 
 
@@ -157,7 +159,7 @@ def test_a_correction_keeps_its_origin_and_fine_tunes_the_champion(
     assert sample["provenance"]["replaces"]
     # One corrected cell, which need not show every class, is enough to go on from a model.
     (tmp_path / "on.yaml").write_text("{epochs: 1, steps_per_epoch: 1, batch_size: 2, precision: float32}\n")
-    give = ("--initial", "models:/cmseg-unet@champion", "--config", tmp_path / "on.yaml", "--json")
+    give = ("--initial", "models:/mine@champion", "--config", tmp_path / "on.yaml", "--json")
     tuned = cmseg("train", "corrected", *give, **place)
     assert tuned.status == 0, tuned.err
     known = {m["reference"]: m for m in cmseg("models", "list", "--json", **place).document()["models"]}
