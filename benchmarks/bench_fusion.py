@@ -6,7 +6,8 @@
 
 For every seed a field of five cells is simulated, a hard one where the seed is even. The true cells, or the first
 ``--cells`` of them, are labelled with the packaged model (or that of ``--model``), and the IoU of each class is pooled
-over all cells: from the sections across each axis alone, and from all three by each rule of fusion.
+over all cells: from the sections across each axis alone, and from all three by each rule of fusion. ``--against`` names
+the way that all are compared with; the differences have a standard error, by drawing cells with replacement.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from cmseg_core.evaluation.bootstrap import pooled_iou, resampled_iou
 from cmseg_core.evaluation.overlap import ClassCounts
 from cmseg_core.evaluation.tables import format_table
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig, VoxelSize, Workspace
 from flows.environment import prepare
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cmseg_core.organelles.dataset import LabelledCell
     from cmseg_core.organelles.fusion import FusedProbabilities, Rule
     from cmseg_core.organelles.model import OrganelleModel
 
-FILTERS: tuple[Literal["median", "majority", "none"], ...] = ("median", "majority", "none")
+Way = tuple[int, str, str]
+"""Flips, filter, and the directions or the rule by which they are fused."""
+
+FILTERS: tuple[Literal["median", "majority", "none"], ...] = ("none", "median", "majority")
 
 
 def main() -> None:
@@ -38,6 +45,7 @@ def main() -> None:
     parser.add_argument("--voxel-size", type=float, nargs=3, default=(30, 20, 20), metavar=("Z", "Y", "X"))
     parser.add_argument("--cells", type=int, help="at most so many of each field")
     parser.add_argument("--flips", type=int, nargs="+", choices=(1, 4, 8), default=(1,))
+    parser.add_argument("--against", nargs=2, default=("none", "mean"), metavar=("FILTER", "DIRECTIONS"))
     parser.add_argument("--model", type=Path)
     options = parser.parse_args()
     prepare(Workspace())
@@ -47,27 +55,38 @@ def main() -> None:
 
     model = load_model(options.model or packaged_model("unet"))
     voxel_size = VoxelSize(**dict(zip("zyx", options.voxel_size, strict=True)))
-    counts: dict[tuple[int, str, str], ClassCounts] = {}
+    tables: dict[Way, list[NDArray[np.int64]]] = {}
     seconds = dict.fromkeys(options.flips, 0.0)
-    scored = 0
-    for seed in options.seeds:
-        for cell in simulated(seed, voxel_size)[: options.cells]:
-            for flips in options.flips:
-                began = time.perf_counter()
-                ways = fused_ways(cell, model, OrganellesConfig(flips=flips))
-                seconds[flips] += time.perf_counter() - began
-                for way, fused in ways.items():
-                    score(counts, flips, way, fused, cell, model)
-            scored += 1
-        print(f"seed {seed} done", flush=True)
-    head = ("flips", "filter", "directions", *(c.name for c in model.taxonomy.foreground), "mean")
-    rows = []
-    for (flips, filter_, way), count in sorted(counts.items(), key=lambda one: (one[0][0], FILTERS.index(one[0][1]))):
-        iou = [count.iou()[c.name] for c in model.taxonomy.foreground]
-        rows.append((flips, filter_, way, *iou, float(np.mean([v for v in iou if v is not None]))))
-    print(f"\n{scored} cells, voxels {voxel_size.zyx} nm, IoU\n\n{format_table(head, rows)}\n")
+    cells = [cell for seed in options.seeds for cell in simulated(seed, voxel_size)[: options.cells]]
+    for cell in cells:
+        for flips in options.flips:
+            began = time.perf_counter()
+            ways = fused_ways(cell, model, OrganellesConfig(flips=flips))
+            seconds[flips] += time.perf_counter() - began
+            for way, fused in ways.items():
+                for filter_, table in scored(fused, cell, model).items():
+                    tables.setdefault((flips, filter_, way), []).append(table)
+        print(f"{cell.name} done", flush=True)
+    names = [c.name for c in model.taxonomy.foreground]
+    print(f"\n{len(cells)} cells, voxels {voxel_size.zyx} nm\n")
+    report({way: np.stack(of_cells) for way, of_cells in tables.items()}, names, (options.flips[0], *options.against))
     for flips, total in seconds.items():
-        print(f"flips {flips}: {total / scored:.1f} s a cell")
+        print(f"flips {flips}: {total / len(cells):.1f} s a cell, the network and fusing")
+
+
+def report(tables: dict[Way, NDArray[np.int64]], names: list[str], against: Way) -> None:
+    """Print the IoU of every way, and how far each is from the one that all are compared with."""
+    rows, differences = [], []
+    drawn = resampled_iou(tables[against])[:, 1:]
+    base = pooled_iou(tables[against].sum(axis=0))[1:]
+    for way, of_cells in sorted(tables.items(), key=lambda one: (one[0][0], FILTERS.index(one[0][1]))):
+        iou, moved = pooled_iou(of_cells.sum(axis=0))[1:], resampled_iou(of_cells)[:, 1:] - drawn
+        rows.append((*way, *(float(v) for v in (*iou, np.nanmean(iou)))))
+        gains = (*(iou - base), np.nanmean(iou) - np.nanmean(base))
+        errors = (*np.nanstd(moved, axis=0), np.nanstd(np.nanmean(moved, axis=1)))
+        differences.append((*way, *(f"{g:+.3f} ± {e:.3f}" for g, e in zip(gains, errors, strict=True))))
+    head = ("flips", "filter", "directions", *names, "mean")
+    print(f"IoU\n\n{format_table(head, rows)}\n\nagainst {against}\n\n{format_table(head, differences)}\n")
 
 
 def simulated(seed: int, voxel_size: VoxelSize) -> list[LabelledCell]:
@@ -102,20 +121,12 @@ def fused_ways(cell: LabelledCell, model: OrganelleModel, config: OrganellesConf
     return fused
 
 
-def score(
-    counts: dict[tuple[int, str, str], ClassCounts],
-    flips: int,
-    way: str,
-    fused: FusedProbabilities,
-    cell: LabelledCell,
-    model: OrganelleModel,
-) -> None:
-    """Count the voxels of a cell under each filter."""
+def scored(fused: FusedProbabilities, cell: LabelledCell, model: OrganelleModel) -> dict[str, NDArray[np.int64]]:
+    """Voxels of a cell by true and found class, under each filter."""
     from cmseg_core.organelles.inference import on_cell
 
-    for filter_ in FILTERS:
-        found = on_cell(fused, cell, model, OrganellesConfig(filter=filter_), PreprocessConfig())
-        counts.setdefault((flips, filter_, way), ClassCounts(model.taxonomy)).add(cell.labels, found.labels)
+    found = {f: on_cell(fused, cell, model, OrganellesConfig(filter=f), PreprocessConfig()) for f in FILTERS}
+    return {f: ClassCounts(model.taxonomy).add(cell.labels, one.labels).table for f, one in found.items()}
 
 
 if __name__ == "__main__":

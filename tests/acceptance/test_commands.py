@@ -160,9 +160,9 @@ def test_a_training_goes_on_from_a_model(cmseg: Callable[..., Any], phantom: Pat
 def test_a_model_is_imported_by_name_and_resolved(
     cmseg: Callable[..., Any], phantom: Path, unet: Path, threshold: Path, tmp_path: Path
 ) -> None:
-    made = cmseg("models", "import", unet, "--role", "unet", "--name", "mine", "--alias", "tried", "--json")
-    assert made.document() == {"model": "models:/mine/1", "alias": "tried"}
-    done = cmseg("run", phantom, tmp_path / "out", "--config", threshold, "--unet", "models:/mine@tried", "--json")
+    made = cmseg("models", "import", unet, "--role", "unet", "--name", "mine", "--alias", "trusted", "--json")
+    assert made.document() == {"model": "models:/mine/1", "alias": "trusted"}
+    done = cmseg("run", phantom, tmp_path / "out", "--config", threshold, "--unet", "models:/mine@trusted", "--json")
     assert done.status == 0, done.err
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["models"]["unet"]["version"] == "1"
 

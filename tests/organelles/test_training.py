@@ -192,19 +192,19 @@ def test_training_stops_at_the_wall_clock_limit_with_a_low_rate(batches) -> None
 
 
 def test_with_a_time_limit_the_clock_ends_the_training_unless_epochs_are_asked_for() -> None:
-    assert TrainingConfig.of("starter").epochs == 30
-    timed = TrainingConfig.of("starter", max_minutes=60)
+    assert TrainingConfig.of("best").epochs == 30
+    timed = TrainingConfig.of("best", max_minutes=60)
     assert timed.epochs == UNTIL_THE_CLOCK
     assert TrainingConfig.model_validate(timed.model_dump()) == timed
-    assert TrainingConfig.of("starter", max_minutes=60, epochs=7).epochs == 7
+    assert TrainingConfig.of("best", max_minutes=60, epochs=7).epochs == 7
     assert TrainingConfig.of("paper", max_minutes=60).epochs == 5
 
 
 def test_fields_have_defaults_of_their_own() -> None:
-    cells, fields = TrainingConfig.of("starter"), TrainingConfig.of("starter", fields=True)
+    cells, fields = TrainingConfig.of("best"), TrainingConfig.of("best", fields=True)
     assert (fields.width, fields.section_size) == (32, 256)
     assert cells.width < fields.width and cells.section_size < fields.section_size
-    assert TrainingConfig.of("starter", fields=True, width=8).width == 8
+    assert TrainingConfig.of("best", fields=True, width=8).width == 8
     assert TrainingConfig.of("paper", fields=True) == TrainingConfig.of("paper")
 
 
