@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from prefect.input import RunInput
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.gate import Scored, Verdict, judge
 from cmseg_core.schema import PipelineConfig, Taxonomy, Workspace
-from cmseg_core.storage.stages import canonical_json
 from cmseg_core.tracking import promotion
 from cmseg_core.tracking.catalogue import RegisteredVersion, describe, find_alias
 from cmseg_core.tracking.promotion import Audit, Party
@@ -180,8 +178,7 @@ def _contest(reference: str, material: Material, uri: str, cache: Path) -> Conte
     found = _registered(reference, uri)
     role = cast(Role, found.tags.get("role", "unet"))
     if role not in CANDIDATES:
-        with_gate = " or ".join(CANDIDATES)
-        mend = f"name it in CMSEG_{role.upper()}, or promote a model for {with_gate}"
+        mend = f"name it in the settings of the workspace, or promote a model for {' or '.join(CANDIDATES)}"
         raise InputError(reference, f"is a model for {role}, for which there is no gate", mend)
     resolved = resolve_model(found.reference, role, uri, cache)
     candidate = CANDIDATES[role](resolved.path)
@@ -241,7 +238,7 @@ def _judged(
         champion=None if champion is None else Party.of(champion),
         reasons=("there was no champion to compare with",) if verdict is None else verdict.reasons,
         dataset=material.facts["dataset"],
-        dataset_digest=material.facts.get("dataset_digest") or _digest(cells),
+        dataset_digest=material.facts["dataset_digest"],
         learnt={side: len(names & one.learnt) for side, one in sides.items() if one is not None},
         verdict=verdict,
         settings=config.model_dump(mode="json", include={"preprocess", "organelles"}),
@@ -262,13 +259,3 @@ def _answered(audit: Audit) -> Audit:
         return audit.model_copy(update={"approval": given})
     reason = f"{answer.name or 'somebody'} said no{f': {answer.comment}' if answer.comment else ''}"
     return audit.model_copy(update={"action": "declined", "reasons": (reason,), "approval": given})
-
-
-def _digest(cells: Sequence[LabelledCell]) -> str:
-    """Hash of cells that no data set has hashed: their names, stages, voxel sizes, images and labels."""
-    whole = hashlib.sha256()
-    for cell in cells:
-        whole.update(canonical_json([cell.name, cell.stage, cell.voxel_size.zyx, cell.labels.shape]))
-        whole.update(cell.image.tobytes())
-        whole.update(cell.labels.tobytes())
-    return whole.hexdigest()
