@@ -250,7 +250,7 @@ def test_a_thin_field_is_cut_in_one_direction(by_grey) -> None:
     assert axes_of(thin.image, by_grey, UNFILTERED) == (0,)
     seen = []
     watched = replace(by_grey, network=_Watched(by_grey.network, seen))
-    found = label_cell(thin, watched, UNFILTERED, PLAIN)
+    found = label_cell(thin, watched, UNFILTERED.model_copy(update={"flips": 1}), PLAIN)
     assert np.array_equal(found.labels, thin.labels)
     assert found.disagreement == 0
     # Four tiles cover a section; in batches of twelve the five sections take two.
