@@ -17,9 +17,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cmseg_core.errors import InputError
 from cmseg_core.instances.regions import CellRegion, crop_box
-from cmseg_core.schema import Manifest
+from cmseg_core.schema import Manifest, Taxonomy
 from cmseg_core.storage import manifest
 from cmseg_core.storage.stages import StageRef
+from cmseg_core.tracking.registry import ResolvedModel
 from tasks.assemble import assemble
 from tasks.check import Checked, check
 from tasks.deliver import Made, deliver
@@ -70,9 +71,11 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
         former = _published(request, checked)
         if former is not None:
             return former
+        taxonomy = agreed_taxonomy(request.config, checked.models["unet"])
+        stage_model = suited_classifier(checked.models.get("stage"), taxonomy)
         if request.out is not None:
             manifest.check_output(request.out)  # makes the folders above it, which a refused request must not
-        made, taxonomy = _compute(request, checked)
+        made = _compute(request, checked, taxonomy, stage_model)
         log.info("%s: writing the result", request.name)
         location = deliver(
             checked=checked,
@@ -95,13 +98,13 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
         )
 
 
-def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
+def _compute(
+    request: AcquisitionRequest, checked: Checked, taxonomy: Taxonomy, stage_model: ResolvedModel | None
+) -> Made:
     """Run every stage up to the scores."""
     config, store = request.config, request.address
     voxel_size = checked.acquisition.voxel_size
     log.info("%s: reading %d sections", request.name, checked.shape[0])
-    taxonomy = agreed_taxonomy(config, checked.models["unet"])
-    stage_model = suited_classifier(checked.models.get("stage"), taxonomy)
     ingested = ingest(
         source=request.source,
         sha256=checked.acquisition.sha256,
@@ -179,11 +182,11 @@ def _compute(request: AcquisitionRequest, checked: Checked) -> tuple[Made, Any]:
         evaluate=_evaluated(request, checked, separated, assembled, taxonomy),
         quarantined_cells=dict(sorted((failed | unmeasured).items(), key=lambda item: int(item[0]))),
     )
-    return made, taxonomy
+    return made
 
 
 def _evaluated(
-    request: AcquisitionRequest, checked: Checked, separated: StageRef, assembled: StageRef, taxonomy: Any
+    request: AcquisitionRequest, checked: Checked, separated: StageRef, assembled: StageRef, taxonomy: Taxonomy
 ) -> StageRef | None:
     if not checked.truth_sha256:
         return None
