@@ -106,6 +106,7 @@ def train(
     out: Path | None = None,
     max_minutes: float | None = None,
     seed: int | None = None,
+    unet: str | None = None,
     json: Json = False,
 ) -> int:
     """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
@@ -137,6 +138,8 @@ def train(
         End the training after so long.
     seed
         The same seed and data give the same model on the same machine, unless --max-minutes is given.
+    unet
+        Let a classifier of the stage learn from the labels that this U-Net gives the cells, besides the true ones.
     """
     from flows.train import train_local
 
@@ -153,6 +156,7 @@ def train(
         all_cases=all_cases,
         out=out,
         changes=changes,
+        unet=unet,
     )
 
 

@@ -18,7 +18,15 @@ from pydantic import ValidationError
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
 from cmseg_core.schema import Frozen, PipelineConfig, Workspace, first_problem
-from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file, resolve_model
+from cmseg_core.tracking.registry import (
+    CHALLENGER,
+    MODEL_NAMES,
+    SUFFIXES,
+    ResolvedModel,
+    Role,
+    register_file,
+    resolve_model,
+)
 from cmseg_core.tracking.runs import TrainingRun, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
@@ -66,6 +74,8 @@ class TrainingJob:
     out : path, optional
         File that the model is written to, besides the registry.
     tracking_uri : str
+    unet : ResolvedModel, optional
+        Whose labels a stage classifier learns from too.
     """
 
     material: Material
@@ -77,6 +87,7 @@ class TrainingJob:
     case: int | None
     out: Path | None
     tracking_uri: str
+    unet: ResolvedModel | None = None
 
 
 def train_local(
@@ -92,6 +103,7 @@ def train_local(
     all_cases: bool,
     out: Path | None,
     changes: dict[str, Any],
+    unet: str | None = None,
 ) -> int:
     """Train as ``cmseg train`` is asked to, and print the scores.
 
@@ -121,6 +133,7 @@ def train_local(
         case=case,
         out=out,
         tracking_uri=uri,
+        unet=None if unet is None else _labeller(unet, model, uri, workspace),
     )
     try:
         if all_cases:
@@ -154,6 +167,12 @@ def _start(initial: str, role: Role, uri: str, workspace: Workspace) -> Path:
     if role != "unet":
         raise InputError("--initial", f"cannot be used with --model {role}", "leave it out: it trains from nothing")
     return resolve_model(initial, role, uri, workspace.workspace / "models").path
+
+
+def _labeller(unet: str, role: Role, uri: str, workspace: Workspace) -> ResolvedModel:
+    if role != "stage":
+        raise InputError("--unet", f"cannot be used with --model {role}", "leave it out")
+    return resolve_model(unet, "unet", uri, workspace.workspace / "models")
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -234,7 +253,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
 
 
 def train_stage_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
-    """Train the classifier of the cell-cycle stage on true labels, and on copies of them with mistakes.
+    """Train the classifier of the cell-cycle stage.
 
     Raises
     ------
@@ -247,7 +266,7 @@ def train_stage_model(job: TrainingJob, pipeline: PipelineConfig, report: Report
     from flows.cell_cycle import read_staged
 
     config = StageTrainingConfig.model_validate(job.settings)
-    cells, held_out = read_staged(job.material, job.validation, job.store.open, pipeline, report)
+    cells, held_out = read_staged(job.material, job.validation, job.store.open, pipeline, report, job.unet)
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "stage", config.model_dump(mode="json")) as run:
         classifier = train_classifier(cells, config, job.material.taxonomy)
@@ -300,6 +319,7 @@ def _tracked(job: TrainingJob, role: Role, config: dict[str, Any]) -> Iterator[T
         "preset": job.preset,
         **({} if job.case is None else {"case": job.case}),
         "initial": str(job.initial or "nothing"),
+        **({} if job.unet is None else {"unet": job.unet.reference, "unet_sha256": job.unet.sha256}),
         **config,
     }
     with training_run(job.tracking_uri, MODEL_NAMES[role], name=job.material.name, params=params) as run:
