@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cmseg_core.errors import InputError
-from cmseg_core.schema import PipelineConfig, Workspace
+from cmseg_core.schema import STAGES, PipelineConfig, Workspace
 from cmseg_core.storage.store import Store
 from cmseg_core.tracking.registry import ResolvedModel, resolve_model
 from flows.console import DONE, Console
 from flows.environment import prepare
-from flows.material import EVERY, Material, Report, find_material, part, read_all
+from flows.material import EVERY, Material, Report, find_material, part, read_all, read_cells
 from flows.places import store_address, tracking_uri
 
 if TYPE_CHECKING:
@@ -26,30 +25,37 @@ def read_staged(
     store: Callable[[], Store],
     pipeline: PipelineConfig,
     report: Report,
+    unet: ResolvedModel | None = None,
 ) -> tuple[list[StagedCell], list[StagedCell]]:
     """Cells of known stage to train on, and to validate with.
 
     Without material for validation every fifth acquisition is kept, or every fifth cell of each stage where there are
-    fewer than five acquisitions.
+    fewer than five acquisitions. With a U-Net every cell to train on comes twice, with its true labels and with those
+    that the U-Net gives it, and those to validate with have the labels of the U-Net alone, as in the pipeline.
 
     Raises
     ------
     InputError
-        Where no classifier can be trained on the cells.
+        Where no classifier can be trained on the cells, or those to validate with have other classes.
     """
     from cmseg_core.morphology.stage_training import check_staged
 
-    def read(one: Material) -> list[StagedCell]:
-        return staged(read_all(one, store, pipeline, report))
-
+    if validation is not None and validation.place and validation.taxonomy.names != material.taxonomy.names:
+        reason = f"has the classes {', '.join(validation.taxonomy.names)}"
+        mend = f"give one with those of {material.name}: {', '.join(material.taxonomy.names)}"
+        raise InputError(validation.name, reason, mend)
     if validation is not None:
-        cells, kept = read(material), read(validation)
+        groups = read_all(material, store, pipeline, report), read_all(validation, store, pipeline, report)
     elif isinstance(material.place, tuple) and len(material.place) >= EVERY:
-        cells, kept = (read(replace(material, place=tuple(group))) for group in part(material.place))
+        groups = read_cells(material, None, store, pipeline, report)
     else:
-        cells, kept = _parted(read(material))
+        groups = _parted(read_all(material, store, pipeline, report))
+    cells, kept = (staged(group) for group in groups)
     check_staged(cells, material.taxonomy, material.name)
-    return cells, kept
+    if unet is None:
+        return cells, kept
+    seen, kept = (segmented(group, unet, material, pipeline, report) for group in groups)
+    return cells + seen, kept
 
 
 def staged(cells: Sequence[LabelledCell]) -> list[StagedCell]:
@@ -84,7 +90,7 @@ def evaluate_classifier(console: Console, model: str, dataset: str, pipeline: Pi
     classifier = load_classifier(resolved.path)
     labeller = None if unet is None else resolve_model(unet, "unet", uri, cache)
     cells = read_all(material, store.open, pipeline, console.say)
-    known = staged(cells) if labeller is None else segmented(cells, labeller, material, pipeline, console)
+    known = staged(cells) if labeller is None else segmented(cells, labeller, material, pipeline, console.say)
     if not known:
         raise InputError(dataset, "states no stage of any cell", "add cells with `cmseg dataset add --stage N`")
     scores = score_classifier(classifier, known, material.taxonomy)
@@ -99,7 +105,7 @@ def evaluate_classifier(console: Console, model: str, dataset: str, pipeline: Pi
 
 
 def segmented(
-    cells: Sequence[LabelledCell], unet: ResolvedModel, material: Material, pipeline: PipelineConfig, console: Console
+    cells: Sequence[LabelledCell], unet: ResolvedModel, material: Material, pipeline: PipelineConfig, report: Report
 ) -> list[StagedCell]:
     """The single cells whose stage is known, with the labels that the pipeline would give them with this U-Net.
 
@@ -117,26 +123,18 @@ def segmented(
         reason = f"knows the classes {', '.join(network.taxonomy.names)}"
         mend = f"the data set has {', '.join(material.taxonomy.names)}: give a U-Net of the same classes"
         raise InputError(unet.reference, reason, mend)
+    report(f"labelling {len(cells)} cells")
     found = []
-    with console.progress("labelling the cells", len(cells)) as advance:
-        for cell in cells:
-            advance(1)
-            if cell.stage is None or cell.field:
-                continue
-            labelled = segment_cell(
-                cell.image,
-                cell.labels > 0,
-                cell.others,
-                cell.voxel_size,
-                network,
-                pipeline.organelles,
-                pipeline.preprocess,
-            )
-            found.append(StagedCell(labelled.labels, cell.voxel_size, cell.stage, cell.name))
+    for cell in cells:
+        if cell.stage is None or cell.field:
+            continue
+        own, others, size = cell.labels > 0, cell.others, cell.voxel_size
+        given = segment_cell(cell.image, own, others, size, network, pipeline.organelles, pipeline.preprocess)
+        found.append(StagedCell(given.labels, size, cell.stage, cell.name))
     return found
 
 
-def _parted(cells: list[StagedCell]) -> tuple[list[StagedCell], list[StagedCell]]:
+def _parted(cells: list[LabelledCell]) -> tuple[list[LabelledCell], list[LabelledCell]]:
     """Four of every five cells of each stage, and the fifth."""
-    groups = [part([cell for cell in cells if cell.stage == stage]) for stage in sorted({c.stage for c in cells})]
+    groups = [part([cell for cell in cells if cell.stage == stage]) for stage in STAGES]
     return [cell for kept, _ in groups for cell in kept], [cell for _, held in groups for cell in held]

@@ -107,6 +107,7 @@ def train(
     max_minutes: float | None = None,
     seed: int | None = None,
     fresh: bool = False,
+    unet: str | None = None,
     json: Json = False,
 ) -> int:
     """Train a model on labelled acquisitions, track it in MLflow and register it as challenger.
@@ -142,6 +143,8 @@ def train(
         The same seed and data give the same model on the same machine, unless --max-minutes is given.
     fresh
         Start from the beginning what an earlier command left unfinished.
+    unet
+        Let a classifier of the stage learn from the labels that this U-Net gives the cells, besides the true ones.
     """
     from flows.train import train_local
 
@@ -159,6 +162,7 @@ def train(
         out=out,
         fresh=fresh,
         changes=changes,
+        unet=unet,
     )
 
 

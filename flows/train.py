@@ -18,7 +18,15 @@ from pydantic import ValidationError
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table
 from cmseg_core.schema import Frozen, PipelineConfig, Taxonomy, Workspace, first_problem
-from cmseg_core.tracking.registry import CHALLENGER, MODEL_NAMES, SUFFIXES, Role, register_file, resolve_model
+from cmseg_core.tracking.registry import (
+    CHALLENGER,
+    MODEL_NAMES,
+    SUFFIXES,
+    ResolvedModel,
+    Role,
+    register_file,
+    resolve_model,
+)
 from cmseg_core.tracking.runs import TrainingRun, end_run, training_run
 from flows.console import DONE, Console
 from flows.environment import prepare
@@ -78,6 +86,8 @@ class TrainingJob:
     max_memory_gb : float
     fresh : bool
         Start anew what an earlier command left unfinished.
+    unet : ResolvedModel, optional
+        Whose labels a stage classifier learns from too.
     """
 
     material: Material
@@ -92,6 +102,7 @@ class TrainingJob:
     workspace: Path
     max_memory_gb: float
     fresh: bool
+    unet: ResolvedModel | None = None
 
 
 def train_local(
@@ -108,6 +119,7 @@ def train_local(
     out: Path | None,
     fresh: bool,
     changes: dict[str, Any],
+    unet: str | None = None,
 ) -> int:
     """Train as ``cmseg train`` is asked to, and print the scores.
 
@@ -142,6 +154,7 @@ def train_local(
         workspace=workspace.workspace,
         max_memory_gb=workspace.max_memory_gb,
         fresh=fresh,
+        unet=None if unet is None else _labeller(unet, model, uri, workspace),
     )
     try:
         if all_cases:
@@ -188,6 +201,12 @@ def _start(initial: str, role: Role, taxonomy: Taxonomy, uri: str, workspace: Wo
 def _other_classes(subject: object, known: Taxonomy, wanted: Taxonomy) -> InputError:
     mend = f"the data set has {', '.join(wanted.names)}: give one of the same classes"
     return InputError(subject, f"knows the classes {', '.join(known.names)}", mend)
+
+
+def _labeller(unet: str, role: Role, uri: str, workspace: Workspace) -> ResolvedModel:
+    if role != "stage":
+        raise InputError("--unet", f"cannot be used with --model {role}", "leave it out")
+    return resolve_model(unet, "unet", uri, workspace.workspace / "models")
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -362,7 +381,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
 
 
 def train_stage_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) -> Trained:
-    """Train the classifier of the cell-cycle stage on true labels, and on copies of them with mistakes.
+    """Train the classifier of the cell-cycle stage.
 
     Raises
     ------
@@ -375,7 +394,7 @@ def train_stage_model(job: TrainingJob, pipeline: PipelineConfig, report: Report
     from flows.cell_cycle import read_staged
 
     config = StageTrainingConfig.model_validate(job.settings)
-    cells, held_out = read_staged(job.material, job.validation, job.store.open, pipeline, report)
+    cells, held_out = read_staged(job.material, job.validation, job.store.open, pipeline, report, job.unet)
     report(f"training on {len(cells)} cells, validation on {len(held_out)}")
     with _tracked(job, "stage", config.model_dump(mode="json")) as run:
         classifier = train_classifier(cells, config, job.material.taxonomy)
@@ -428,6 +447,7 @@ def _tracked(job: TrainingJob, role: Role, config: dict[str, Any], resume: str |
         "preset": job.preset,
         **({} if job.case is None else {"case": job.case}),
         "initial": str(job.initial or "nothing"),
+        **({} if job.unet is None else {"unet": job.unet.reference, "unet_sha256": job.unet.sha256}),
         **config,
     }
     name = job.material.name

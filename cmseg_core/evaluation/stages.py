@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ def score_classifier(
     classifier: StageClassifier,
     cells: Sequence[StagedCell],
     taxonomy: Taxonomy,
-    on_cell: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Classify cells of known stage, with the classifier and with the rule beside it.
 
@@ -35,8 +34,6 @@ def score_classifier(
         At least one.
     taxonomy : Taxonomy
         Of their labels.
-    on_cell : callable, optional
-        Called after each cell.
 
     Returns
     -------
@@ -49,8 +46,6 @@ def score_classifier(
     for cell in cells:
         judged.append(classifier.stage_of(cell.labels, taxonomy, cell.voxel_size))
         ruled.append(stage_by_rule(cell.labels, taxonomy, cell.voxel_size))
-        if on_cell is not None:
-            on_cell()
     truth: list[Stage] = [cell.stage for cell in cells]
     rows = [
         {"name": cell.name, "stage": cell.stage, "found": found, "confidence": sure, "rule": rule}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from cmseg_core.errors import InputError
-from cmseg_core.morphology.mistakes import mistaken_labels
 from cmseg_core.morphology.review import has_single_copies
 from cmseg_core.morphology.stage import SINGLE_COPY
 from cmseg_core.morphology.stage_classifier import StageClassifier, standardised
@@ -27,12 +26,8 @@ _LEAST_SCALE = 1e-3
 class StageTrainingConfig(Frozen):
     """How a stage classifier is trained."""
 
-    mistaken_copies: Annotated[int, Field(ge=0, le=50)] = 3
-    """Copies of every cell whose labels are spoilt as a network might spoil them."""
     penalty: Annotated[float, Field(gt=0)] = 1e-3
     """Weight of half the squared weights beside the mean cross-entropy."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the mistakes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +82,6 @@ def train_classifier(
     taxonomy: Taxonomy,
     *,
     subject: object = "training set",
-    on_cell: Callable[[], None] | None = None,
 ) -> StageClassifier:
     """Train a classifier on labelled cells.
 
@@ -99,8 +93,6 @@ def train_classifier(
         Of the labels.
     subject : object
         What an error names: the data set.
-    on_cell : callable, optional
-        Called after each cell.
 
     Returns
     -------
@@ -113,21 +105,13 @@ def train_classifier(
         Where the taxonomy lacks an organelle, or fewer than two stages occur.
     """
     check_staged(cells, taxonomy, subject)
-    rng = np.random.default_rng(config.seed)
-    rows: list[list[float]] = []
-    for cell in cells:
-        seen = [(cell.labels, cell.voxel_size)]
-        seen += [mistaken_labels(cell.labels, taxonomy, cell.voxel_size, rng) for _ in range(config.mistaken_copies)]
-        rows += [list(stage_features(labels, taxonomy, size).values()) for labels, size in seen]
-        if on_cell is not None:
-            on_cell()
-    truth = np.repeat([cell.stage for cell in cells], config.mistaken_copies + 1)
+    rows = [list(stage_features(cell.labels, taxonomy, cell.voxel_size).values()) for cell in cells]
     counts = Counter(cell.stage for cell in cells)
     facts: dict[str, Any] = {
         "training": config.model_dump(mode="json"),
         "cells": {str(stage): counts[stage] for stage in sorted(counts)},
     }
-    return fit(np.array(rows), truth, config.penalty, taxonomy, facts)
+    return fit(np.array(rows), np.array([cell.stage for cell in cells]), config.penalty, taxonomy, facts)
 
 
 def fit(

@@ -29,9 +29,9 @@ def fields(cmseg: Cmseg, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(cmseg: Cmseg, fields: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A classifier's file, and what its training printed."""
     folder = tmp_path_factory.mktemp("classifier")
-    (folder / "quick.yaml").write_text("{mistaken_copies: 1}\n")
+    (folder / "settings.yaml").write_text("{penalty: 0.01}\n")
     out = folder / "stage.json"
-    options = ("--config", folder / "quick.yaml", "--validation", fields, "--out", out, "--seed", 2, "--json")
+    options = ("--config", folder / "settings.yaml", "--validation", fields, "--out", out, "--json")
     made = cmseg("train", fields, "--model", "stage", *options)
     assert made.status == 0, made.err
     return out, made.document()
@@ -44,7 +44,7 @@ def test_train_registers_a_challenger_and_shows_its_confusion_matrix(
     assert document["model"].startswith("models:/cmseg-stage/")
     assert document["run_id"]
     assert 0 <= document["scores"]["accuracy"] <= 1
-    assert json.loads(path.read_text())["metadata"]["training"] == {"mistaken_copies": 1, "penalty": 0.001, "seed": 2}
+    assert json.loads(path.read_text())["metadata"]["training"] == {"penalty": 0.01}
     known = cmseg("models", "list", "--json").document()["models"]
     (challenger,) = (m for m in known if m["role"] == "stage" and "challenger" in m["aliases"])
     scored = cmseg("evaluate", "models:/cmseg-stage@challenger", fields, "--json")
@@ -146,6 +146,7 @@ def test_options_of_other_models_are_refused(cmseg: Cmseg, fields: Path, trained
     for arguments, named in (
         (("train", fields, "--model", "stage", "--case", 1), "--case"),
         (("train", fields, "--model", "stage", "--initial", "packaged"), "--initial"),
+        (("train", fields, "--unet", "packaged"), "--unet"),
         (("evaluate", trained[0], fields, "--case", 1), "--case"),
         (("evaluate", "packaged", fields, "--unet", "packaged"), "--unet"),
     ):
