@@ -33,6 +33,7 @@ def champion(cmseg: Cmseg, place: dict[str, str], name: str) -> str:
     return found
 
 
+@pytest.mark.timeout(900)  # a dozen commands, three of which score models
 def test_a_worse_model_is_refused_a_better_one_promoted_and_rollback_restores(
     cmseg: Cmseg, packaged_models: None, unet: Path, phantom: Path, place: dict[str, str], tmp_path: Path
 ) -> None:
