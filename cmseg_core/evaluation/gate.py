@@ -18,7 +18,8 @@ FEW = 5
 """Of fewer cells all draws of a bootstrap lie between the worst and the best cell, which says little of the spread."""
 CELL_SPREAD = 0.06
 """Standard deviation, between two models of like worth, of the difference in IoU of one class in one cell. Measured on
-16 simulated cells between the packaged U-Net and the one before it: .02 to .09 by class, .06 in root mean square."""
+16 simulated cells between two packaged U-Nets, one of which goes on from the other: .02 to .09 by class, .06 in root
+mean square."""
 
 
 class Scored(Protocol):
