@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the two packaged models from nothing: simulates the fields, then calls `cmseg train` for each model.
+# Trains the packaged models from nothing: simulates the fields, then calls `cmseg train` for each model.
 #
 #     benchmarks/train_starters.sh FOLDER
 #
@@ -60,3 +60,11 @@ unet "batch_size: 16, learning_rate: 1.5e-3, augmentation: {inversion: 0.5}, see
 export CMSEG_THREADS=1
 echo '{steps: 100000, seed: 3}' >"$folder/sam.yaml"
 cmseg train "$folder/both" --model sam --config "$folder/sam.yaml" --max-minutes 60 --out "$folder/sam-starter.pt"
+# True labels alone, for the classifier of the stage.
+for i in $(seq 0 29); do
+  out=$folder/stage/field-$((20000 + i))
+  hard=$([ $((i % 3)) -eq 2 ] && echo --hard || true)
+  # shellcheck disable=SC2086
+  [ -d "$out" ] || cmseg phantom "$out" --seed $((20000 + i)) --cells 14 --voxel-size ${voxels[i % 4]} $hard ${defects[(i / 2) % 6]}
+done
+cmseg train "$folder/stage" --model stage --out "$folder/stage-starter.json"
