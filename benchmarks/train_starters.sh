@@ -36,8 +36,8 @@ looks() { # looks NAME FIRST COUNT
 }
 looks looks 10000 480
 looks more 12000 320
-looks check 10000 24
-mkdir -p "$folder/both" "$folder/many"
+mkdir -p "$folder/both" "$folder/many" "$folder/check"
+for i in $(seq 0 23); do ln -sfn "$(realpath "$folder/looks/field-$((10000 + i))")" "$folder/check/field-$((10000 + i))"; done
 for field in "$folder"/native/* "$folder"/looks/*; do ln -sfn "$(realpath "$field")" "$folder/many/$(basename "$field")"; done
 for field in "$folder"/native/* "$folder"/coarse/*; do ln -sfn "$(realpath "$field")" "$folder/both/$(basename "$field")"; done
 

@@ -191,7 +191,7 @@ def _samples(dataset: Dataset, store: Store, *, median: bool) -> Iterator[Labell
 
     for sample in dataset.samples:
         arrays = read_arrays(store, dataset.name, sample)
-        # A field keeps its scale, and at the scale of membranes the filter takes more than noise.
+        # A field keeps its scale: what is but a few voxels wide there suffers from the filter.
         filtered = median and not sample.denoised and sample.kind != "field"
         yield LabelledCell(
             image=median_3x3x3(arrays["image"]) if filtered else arrays["image"],
