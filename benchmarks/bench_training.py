@@ -23,6 +23,7 @@ import numpy as np
 from cmseg_core.organelles.dataset import Batch, Cube, SectionSampler
 from cmseg_core.organelles.epochs import compile_network
 from cmseg_core.organelles.network import Precision, build_unet, precision
+from cmseg_core.organelles.normalization import FusedBatchNormalization
 from cmseg_core.organelles.training import TrainingConfig
 from cmseg_core.schema import C_MEROLAE
 
@@ -56,7 +57,14 @@ class Timed:
         )
         self.batches: Iterator[Batch] = sampler.batches(0, config.steps_per_epoch)
         with precision(policy):
-            self.network = build_unet(len(C_MEROLAE), None, config.width, config.depth, channels_in=config.channels)
+            self.network = build_unet(
+                len(C_MEROLAE),
+                None,
+                config.width,
+                config.depth,
+                channels_in=config.channels,
+                normalization=FusedBatchNormalization,
+            )
         compile_network(self.network, config)
         self.waiting: list[float] = []
         self.stepping: list[float] = []

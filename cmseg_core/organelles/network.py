@@ -13,6 +13,7 @@ BATCH_NORM_MOMENTUM = 0.95
 """Short runs see a few hundred batches; at Keras' 0.99 the running statistics would lag behind the weights."""
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+_Normalization = type[layers.BatchNormalization]
 
 
 def build_unet(
@@ -22,6 +23,8 @@ def build_unet(
     depth: int = 4,
     attention: bool = True,
     channels_in: int = 1,
+    *,
+    normalization: _Normalization = layers.BatchNormalization,
 ) -> keras.Model:
     """Build the U-Net of Table 2 of Kousaka et al. 2025, or a narrower relative of it.
 
@@ -49,6 +52,8 @@ def build_unet(
         Gate the skips.
     channels_in : int
         1, or an odd number of neighbouring sections whose middle one is labelled.
+    normalization : type
+        Keras' own layer, or one that computes the same.
 
     Returns
     -------
@@ -77,12 +82,12 @@ def build_unet(
     x = inputs
     skips = []
     for level in range(depth):
-        x = _two_convolutions(x, width * 2**level, f"down{level + 1}")
+        x = _two_convolutions(x, width * 2**level, f"down{level + 1}", normalization)
         skips.append(x)
         x = layers.MaxPooling2D(2, data_format="channels_last", name=f"pool{level + 1}")(x)
-    x = _two_convolutions(x, width * 2**depth, "bottom")
+    x = _two_convolutions(x, width * 2**depth, "bottom", normalization)
     for level in reversed(range(depth)):
-        x = _step_up(x, skips[level], width * 2**level, attention, f"up{level + 1}")
+        x = _step_up(x, skips[level], width * 2**level, attention, f"up{level + 1}", normalization)
     x = _convolution(x, classes, 1, "classes")
     outputs = layers.Activation("softmax", dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, outputs, name="unet")
@@ -128,16 +133,18 @@ def _convolution(x: keras.KerasTensor, channels: int, size: int, name: str, *, b
     )(x)
 
 
-def _conv_norm_relu(x: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
+def _conv_norm_relu(x: keras.KerasTensor, channels: int, name: str, normalization: _Normalization) -> keras.KerasTensor:
     # No bias: the shift of the batch normalisation that follows takes its place.
     x = _convolution(x, channels, 3, f"{name}_conv", bias=False)
-    x = layers.BatchNormalization(axis=-1, momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(x)
+    x = normalization(axis=-1, momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
-def _two_convolutions(x: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
-    x = _conv_norm_relu(x, channels, f"{name}_a")
-    return _conv_norm_relu(x, channels, f"{name}_b")
+def _two_convolutions(
+    x: keras.KerasTensor, channels: int, name: str, normalization: _Normalization
+) -> keras.KerasTensor:
+    x = _conv_norm_relu(x, channels, f"{name}_a", normalization)
+    return _conv_norm_relu(x, channels, f"{name}_b", normalization)
 
 
 def _up_sample(x: keras.KerasTensor, interpolation: str, name: str) -> keras.KerasTensor:
@@ -145,13 +152,18 @@ def _up_sample(x: keras.KerasTensor, interpolation: str, name: str) -> keras.Ker
 
 
 def _step_up(
-    x: keras.KerasTensor, skip: keras.KerasTensor, channels: int, attention: bool, name: str
+    x: keras.KerasTensor,
+    skip: keras.KerasTensor,
+    channels: int,
+    attention: bool,
+    name: str,
+    normalization: _Normalization,
 ) -> keras.KerasTensor:
     gated = _attention_gate(skip, x, channels, f"{name}_gate") if attention else skip
     x = _up_sample(x, "nearest", f"{name}_sample")
-    x = _conv_norm_relu(x, channels, f"{name}_up")
+    x = _conv_norm_relu(x, channels, f"{name}_up", normalization)
     x = layers.Concatenate(axis=-1, name=f"{name}_join")([gated, x])
-    return _two_convolutions(x, channels, name)
+    return _two_convolutions(x, channels, name, normalization)
 
 
 def _attention_gate(skip: keras.KerasTensor, signal: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:

@@ -21,6 +21,7 @@ from cmseg_core.organelles.fusion import equal_weights
 from cmseg_core.organelles.memory import check_memory
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
+from cmseg_core.organelles.normalization import FusedBatchNormalization
 from cmseg_core.organelles.optimizer import OptimizerName
 from cmseg_core.organelles.trial import directions_on
 from cmseg_core.organelles.weighting import fit_weights
@@ -60,7 +61,7 @@ class TrainingConfig(Frozen):
     augmentation: AugmentationConfig | None = AugmentationConfig()
     """None: nothing but sections along all three axes."""
     precision: Precision = "mixed_bfloat16"
-    """Batch normalisation and the softmax are computed in float32 all the same."""
+    """The statistics of batch normalisation and the softmax are computed in float32 all the same."""
     validation_batches: Positive = 24
     """Batches of validation sections scored after each epoch."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
@@ -220,7 +221,7 @@ def train(
     held_out_cubes = [cube_of(cell, size, preprocess) for cell in validation]
     held_out = _validation_batches(held_out_cubes, config, taxonomy, size, channels)
     with precision(config.precision):
-        network = build_unet(**architecture)
+        network = build_unet(**architecture, normalization=FusedBatchNormalization)
     if initial is not None:
         network.set_weights(_widened(initial, channels))
     compile_network(network, config)

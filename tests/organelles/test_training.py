@@ -26,6 +26,7 @@ from cmseg_core.organelles.epochs import (
 )
 from cmseg_core.organelles.inference import label_cell
 from cmseg_core.organelles.model import load_model, save_model
+from cmseg_core.organelles.normalization import FusedBatchNormalization
 from cmseg_core.organelles.training import UNTIL_THE_CLOCK, TrainingConfig, TrainingResult, train
 from cmseg_core.schema import C_MEROLAE, OrganellesConfig, PreprocessConfig
 from tests.organelles.toy import TAXONOMY, toy_cell
@@ -264,6 +265,7 @@ def test_mixed_precision_gives_a_plain_network(policy: str) -> None:
     )
     assert math.isfinite(result.history[0]["loss"])
     assert {layer.compute_dtype for layer in result.model.network.layers} == {"float32"}
+    assert not any(isinstance(layer, FusedBatchNormalization) for layer in result.model.network.layers)
 
 
 def test_learning_rates_follow_their_schedules() -> None:
