@@ -14,7 +14,7 @@ from flows.material import check_cases, read_all
 
 if TYPE_CHECKING:
     from cmseg_core.evaluation.trials import CellRecord
-    from flows.train import TrainingJob
+    from flows.training_job import TrainingJob
     from flows.unfinished import UnfinishedTraining
 
 
@@ -45,7 +45,7 @@ def cross_validate(job: TrainingJob, pipeline: PipelineConfig, console: Console)
     from cmseg_core.evaluation.trials import summarise
     from cmseg_core.organelles.folds import cross_validation, section_counts
     from cmseg_core.organelles.model import load_model
-    from flows.train import train_kept
+    from flows.train_unet import train_kept
 
     check_cases(job.material)
     cells = read_all(job.material, job.store.open, pipeline, console.say)

@@ -126,7 +126,7 @@ def export_file(console: Console, model: str, file: Path) -> int:
     InputError
         Where there is no such model, or the file exists, cannot be written, or has a name for another kind of model.
     """
-    from flows.train import check_out, copy_whole
+    from flows.training_job import check_out, copy_whole
 
     workspace = Workspace()
     uri = tracking_uri(workspace)

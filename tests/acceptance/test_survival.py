@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -34,18 +35,25 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def killed_once(arguments: tuple[object, ...], place: dict[str, str], ready: Callable[[], bool]) -> None:
-    """Start a command and kill it in the middle of what it does once `ready` holds."""
+def killed_once(arguments: tuple[object, ...], place: dict[str, str], ready: Callable[[], bool]) -> str:
+    """Start a command and kill it in the middle of what it does once `ready` holds; gives what it told until then."""
     environment = {**os.environ, **place, "CMSEG_THREADS": "2"}
     command = [str(COMMAND), *(str(argument) for argument in arguments)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with (
+        tempfile.TemporaryFile("w+") as told,
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=told) as process,
+    ):
         try:
             while not ready():
                 assert process.poll() is None, "it ended before it could be killed"
                 time.sleep(0.02)
         finally:
             process.kill()
+            process.wait()
+        told.seek(0)
+        text = told.read()
     assert process.returncode == -9
+    return text
 
 
 def weights(model: Path) -> dict[str, np.ndarray]:
@@ -70,11 +78,14 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     assert not (tmp_path / "resumed.keras").exists()
     (run,) = trainings.glob("*/run.json")
     run_id = json.loads(run.read_text())["run_id"]
+    told = killed_once(command("resumed.keras"), place, lambda: any(trainings.glob("*/registered.json")))
+    assert "tiny: taking up the training at epoch 2, step 1" in told
+    assert "epoch 1 of 3" not in told
     resumed = cmseg(*command("resumed.keras"), timeout=600, **place)
     assert resumed.status == 0, resumed.err
-    assert "tiny: taking up the training at epoch 2, step 1" in resumed.err
-    assert "epoch 1 of 3" not in resumed.err
+    assert "tiny: taking up the training at its end" in resumed.err
     assert resumed.document()["run_id"] == run_id
+    assert resumed.document()["model"] == "models:/cmseg-unet/1"
     assert list(trainings.iterdir()) == []
     whole = cmseg(*command("whole.keras"), timeout=600, **place)
     assert whole.status == 0, whole.err
