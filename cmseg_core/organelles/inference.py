@@ -21,8 +21,8 @@ from cmseg_core.schema import OrganellesConfig, PreprocessConfig, Taxonomy, Voxe
 REACH_VOXELS = 4
 """How far outside its mask a cell may still be found: the outline of the network is better than the mask's."""
 
-FLIPS_OF_THIN = 4
-"""Ways in which the sections of a volume are seen that is cut across one axis alone, where nothing else is said."""
+FLIPS_OF_ONE = 4
+"""Ways in which the sections are seen where no more than one direction can be taken, and nothing else is said."""
 
 SEAM_VOXELS = 2
 """Cube voxels by which the sections that are looked at exceed that: one for rounding between grids, one for filters."""
@@ -156,7 +156,8 @@ def predict_volume(
     """Fused class probabilities of a volume with cubic voxels.
 
     Sections larger than the network's are tiled, and the tiles blended; smaller ones are mirrored at their edges. A
-    volume that is thin along one axis is cut across that axis alone (:func:`section_axes`).
+    volume that is thin along one axis is cut across that axis alone (:func:`section_axes`), and a model that has learnt
+    from such volumes alone is shown no sections across the others.
 
     Parameters
     ----------
@@ -200,7 +201,7 @@ def section_probabilities(
     probabilities : ndarray of float32, shape (stop - start, height, width, classes), or None
         None for sections that are background unseen.
     """
-    flips = config.flips or (FLIPS_OF_THIN if len(_possible_axes(volume, model)) == 1 else 1)
+    flips = config.flips or (FLIPS_OF_ONE if len(_possible_axes(volume, model, config)) == 1 else 1)
     for axis in axes_of(volume, model, config):
         length, (height, width) = volume.shape[axis], (n for a, n in enumerate(volume.shape) if a != axis)
         together, batch_size = sections_at_once(height, width, model.section_size, config.batch_size)
@@ -214,13 +215,18 @@ def section_probabilities(
 
 
 def axes_of(volume: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> tuple[int, ...]:
-    """Axes across which the sections of a volume are cut: those that its shape allows, or the first of them."""
-    return _possible_axes(volume, model)[: config.directions]
+    """Axes across which the sections of a volume are cut: those that shape and model allow, or the first of them."""
+    return _possible_axes(volume, model, config)[: config.directions]
 
 
-def _possible_axes(volume: NDArray[np.uint8], model: OrganelleModel) -> tuple[int, ...]:
+def _possible_axes(volume: NDArray[np.uint8], model: OrganelleModel, config: OrganellesConfig) -> tuple[int, ...]:
+    """Axes that the volume is not too thin for; of these, with the weights of the model, those that have any."""
     depth, rows, columns = volume.shape
-    return section_axes((depth, rows, columns), model.section_size)
+    axes = section_axes((depth, rows, columns), model.section_size)
+    if config.fusion != "model" or model.fusion is None:
+        return axes
+    weights = model.fusion
+    return tuple(axis for axis in axes if weights[axis].any()) or axes
 
 
 def _span(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:

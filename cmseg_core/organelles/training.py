@@ -15,9 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 from cmseg_core.errors import InputError
 from cmseg_core.organelles.augmentation import AugmentationConfig
 from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
-from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of
+from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of, section_axes
 from cmseg_core.organelles.epochs import Listener, compile_network, run_epochs
-from cmseg_core.organelles.fusion import equal_weights
+from cmseg_core.organelles.fusion import equal_weights, weights_of
 from cmseg_core.organelles.memory import check_memory
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
@@ -161,7 +161,8 @@ def train(
 
     The weights kept are those of the epoch with the best mean IoU of the foreground classes on the validation cells,
     or the last ones where there is no validation. With validation cells the weights of the directions and the
-    temperature are fitted too.
+    temperature are fitted too. A direction across which nothing was learnt, since all volumes are thin along it, has no
+    weight.
 
     Parameters
     ----------
@@ -239,15 +240,17 @@ def train(
         "best": max(history, key=lambda row: row.get("mean_iou") or 0.0) if held_out else history[-1],
         "fine_tuned": initial is not None,
     }
-    model = OrganelleModel(plain, taxonomy, size, 1.0, metadata)
-    return TrainingResult(_fitted(model, held_out_cubes) if held_out_cubes else model, history)
+    learnt = sorted({axis for cube in cubes for axis in section_axes(cube.labels.shape, size)})
+    weights = weights_of("mean", None, learnt, len(taxonomy))
+    model = OrganelleModel(plain, taxonomy, size, 1.0, metadata, weights)
+    return TrainingResult(_fitted(model, held_out_cubes, learnt) if held_out_cubes else model, history)
 
 
-def _fitted(model: OrganelleModel, held_out: list[Cube]) -> OrganelleModel:
+def _fitted(model: OrganelleModel, held_out: list[Cube], learnt: list[int]) -> OrganelleModel:
     """The model with its weights of the directions, and the temperature of what they then say together."""
     said, truth, cell = directions_on(model, held_out)
     softened = apply_temperature(said, fit_temperature(said, truth, equal_weights(len(model.taxonomy))))
-    weights = fit_weights(softened, truth, cell)
+    weights = weights_of("model", fit_weights(softened, truth, cell), learnt, len(model.taxonomy))
     return replace(model, fusion=weights, temperature=fit_temperature(said, truth, weights))
 
 

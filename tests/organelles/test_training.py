@@ -24,7 +24,7 @@ from cmseg_core.organelles.epochs import (
     run_epochs,
     score_sections,
 )
-from cmseg_core.organelles.inference import label_cell
+from cmseg_core.organelles.inference import axes_of, label_cell
 from cmseg_core.organelles.model import load_model, save_model
 from cmseg_core.organelles.normalization import FusedBatchNormalization
 from cmseg_core.organelles.training import UNTIL_THE_CLOCK, TrainingConfig, TrainingResult, train
@@ -64,6 +64,19 @@ def test_a_cell_is_learnt_from_scratch() -> None:
     found = label_cell(cell, result.model, OrganellesConfig(filter="none"), PLAIN)
     scores = ClassCounts(TAXONOMY).add(cell.labels, found.labels).iou()
     assert min(scores.values()) > 0.8, scores
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_model_looks_across_no_axis_across_which_it_learnt_nothing(validated: bool) -> None:
+    whole = toy_cell(0)
+    thin = replace(whole, image=whole.image[14:19], labels=whole.labels[14:19], field=True)
+    kept = [thin] if validated else []
+    model = train([thin], TINY, TAXONOMY, preprocess=PLAIN, validation=kept).model
+    assert model.fusion is not None
+    np.testing.assert_allclose(model.fusion.sum(axis=1), [len(TAXONOMY), 0, 0])
+    cube = whole.image
+    assert axes_of(cube, model, OrganellesConfig()) == (0,)
+    assert axes_of(cube, model, OrganellesConfig(fusion="mean")) == (0, 1, 2)
 
 
 def test_training_repeats_itself_by_seed(once) -> None:
