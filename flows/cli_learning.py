@@ -239,6 +239,26 @@ def import_model(
     return import_file(Console(json), file, role, name, alias)
 
 
+@models.command(name="fetch")
+def fetch_model(
+    name: Literal["sam-vit-b", "sam-vit-l", "sam-vit-h"], /, *, url: str | None = None, json: Json = False
+) -> int:
+    """Fetch a checkpoint of Segment Anything from Meta, and check it; after a break, the same command goes on.
+
+    Then `cmseg run --sam NAME` uses it. On a machine without internet, import the file by `cmseg models import`.
+
+    Parameters
+    ----------
+    name
+        sam-vit-b (375 MB), sam-vit-l (1.2 GB) or sam-vit-h (2.6 GB).
+    url
+        Mirror (https, http or file) that gives the same file.
+    """
+    from flows.models import fetch_file
+
+    return fetch_file(Console(json), name, url)
+
+
 @models.command(name="promote")
 def promote_model(
     model: str, dataset: str, /, *, config: Settings = None, approval: bool = False, json: Json = False

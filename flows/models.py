@@ -8,6 +8,7 @@ from typing import cast
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.tracking.catalogue import describe, list_versions
+from cmseg_core.tracking.official import OFFICIAL, fetch_checkpoint
 from cmseg_core.tracking.registry import (
     CHAMPION,
     FORMER,
@@ -65,6 +66,21 @@ def import_file(console: Console, file: Path, role: Role, name: str | None, alia
     version = register_file(file, name, role, tracking_uri(Workspace()), alias=alias)
     reference = f"models:/{name}/{version}"
     console.result({"model": reference, "alias": alias}, reference)
+    return DONE
+
+
+def fetch_file(console: Console, name: str, url: str | None) -> int:
+    """Fetch an official checkpoint of Segment Anything, once.
+
+    Raises
+    ------
+    InputError
+        Where it cannot be fetched.
+    """
+    with console.progress(f"fetching {name}", OFFICIAL[name].size) as advance:
+        path = fetch_checkpoint(name, Workspace().workspace / "models", url=url, on_bytes=advance)
+    document = {"model": name, "file": str(path), "sha256": OFFICIAL[name].sha256}
+    console.result(document, f"{path}\nuse it with `cmseg run --sam {name}`")
     return DONE
 
 

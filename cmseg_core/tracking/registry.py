@@ -20,6 +20,7 @@ from cmseg_core.storage.manifest import file_sha256
 from cmseg_core.tracking.catalogue import RegisteredVersion, check_name, describe, find_alias, search
 from cmseg_core.tracking.connection import SQLITE, connect, database, experiment_id, reported
 from cmseg_core.tracking.logged import log_model
+from cmseg_core.tracking.official import OFFICIAL, fetched_checkpoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +51,7 @@ class ResolvedModel(Frozen):
     reference : str
         What was asked for; an alias is kept as it was given.
     version : str
-        Version in the registry, ``packaged``, or ``file``.
+        Version in the registry, ``packaged``, ``official`` or ``file``.
     sha256 : str
         Hash of the file: the part of a model that belongs into stage keys.
     path : path
@@ -70,7 +71,8 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
     ----------
     reference : str
         ``champion`` (the packaged model where the registry has none), ``challenger``, ``packaged``, a file,
-        ``models:/name/version`` or ``models:/name@alias``.
+        ``models:/name/version``, ``models:/name@alias``, or for `sam` the name of an official checkpoint that was
+        fetched (:mod:`cmseg_core.tracking.official`).
     role : {"unet", "sam", "stage"}
     tracking_uri : str
         Of the MLflow server or SQLite file; looked at only where the reference leads there.
@@ -92,6 +94,10 @@ def resolve_model(reference: str, role: Role, tracking_uri: str, cache: str | Pa
         found = describe(reference, tracking_uri)
         path = _fetched(found, role, tracking_uri, Path(cache))
         return ResolvedModel(role=role, reference=reference, version=found.version, sha256=file_sha256(path), path=path)
+    if role == "sam" and reference in OFFICIAL:
+        path = fetched_checkpoint(reference, Path(cache))
+        sha256 = OFFICIAL[reference].sha256
+        return ResolvedModel(role=role, reference=reference, version="official", sha256=sha256, path=path)
     path = Path(reference).expanduser().absolute()
     if not path.is_file():
         mend = "give champion, challenger, packaged, a file, models:/name/version or models:/name@alias"
