@@ -161,8 +161,8 @@ def train(
 
     The weights kept are those of the epoch with the best mean IoU of the foreground classes on the validation cells,
     or the last ones where there is no validation. With validation cells the weights of the directions and the
-    temperature are fitted too. A direction across which nothing was learnt, since all volumes are thin along it, has no
-    weight.
+    temperature are fitted too. A direction across which nothing was learnt, since all volumes are thin along it and
+    `initial` does not know it, has no weight.
 
     Parameters
     ----------
@@ -240,10 +240,18 @@ def train(
         "best": max(history, key=lambda row: row.get("mean_iou") or 0.0) if held_out else history[-1],
         "fine_tuned": initial is not None,
     }
-    learnt = sorted({axis for cube in cubes for axis in section_axes(cube.labels.shape, size)})
+    learnt = sorted({axis for cube in cubes for axis in section_axes(cube.labels.shape, size)} | _known_axes(initial))
     weights = weights_of("mean", None, learnt, len(taxonomy))
     model = OrganelleModel(plain, taxonomy, size, 1.0, metadata, weights)
     return TrainingResult(_fitted(model, held_out_cubes, learnt) if held_out_cubes else model, history)
+
+
+def _known_axes(initial: OrganelleModel | None) -> set[int]:
+    """Axes across which the model that a training starts from takes sections."""
+    if initial is None:
+        return set()
+    weights = equal_weights(len(initial.taxonomy)) if initial.fusion is None else initial.fusion
+    return {axis for axis, shares in enumerate(weights) if shares.any()}
 
 
 def _fitted(model: OrganelleModel, held_out: list[Cube], learnt: list[int]) -> OrganelleModel:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
@@ -117,15 +118,14 @@ def fetch_checkpoint(
 
 
 @contextmanager
-def _partial(path: Path) -> Iterator[BinaryIO]:
+def _partial(path: Path) -> Iterator[FileIO]:
     """The file beside `path` that holds what has come so far, for this process alone."""
     staged = path.with_name(f".{path.name}.partial")
-    mend = "set CMSEG_WORKSPACE to a folder that can be written"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = staged.open("ab")
+        file = staged.open("ab", buffering=0)
     except OSError as error:
-        raise InputError(path, f"cannot be written ({error.strerror})", mend) from error
+        raise _unwritable(path, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,7 +134,12 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _append(file: BinaryIO, address: str, size: int, on_bytes: Callable[[int], None]) -> None:
+def _unwritable(path: object, error: OSError) -> InputError:
+    mend = "make room, or set CMSEG_WORKSPACE to a folder that can be written"
+    return InputError(path, f"cannot be written ({error.strerror})", mend)
+
+
+def _append(file: FileIO, address: str, size: int, on_bytes: Callable[[int], None]) -> None:
     """Bring a file to its length; a connection that breaks is taken up again."""
     on_bytes(file.tell())
     failures = 0
@@ -142,6 +147,8 @@ def _append(file: BinaryIO, address: str, size: int, on_bytes: Callable[[int], N
         try:
             _receive(file, address, start, size, on_bytes)
             reason = f"ends after {file.tell():,} of {size:,} bytes"
+            if file.tell() == start:
+                raise InputError(address, reason, "give the address of the whole file with --url")
         except HTTPError as error:
             if error.code < 500 and error.code not in {408, 429}:
                 reason = f"cannot be fetched ({error.code} {error.reason})"
@@ -160,16 +167,24 @@ def _append(file: BinaryIO, address: str, size: int, on_bytes: Callable[[int], N
         raise InputError(file.name, "was longer than the checkpoint and is emptied", "give the same command again")
 
 
-def _receive(file: BinaryIO, address: str, start: int, size: int, on_bytes: Callable[[int], None]) -> None:
+def _receive(file: FileIO, address: str, start: int, size: int, on_bytes: Callable[[int], None]) -> None:
     request = Request(address, headers={"Range": f"bytes={start}-"} if start else {})
     with urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
         if start and answer.status != 206:  # a server, or a file, that cannot begin in the middle
             _skip(answer, start)
         while chunk := answer.read(min(_CHUNK, size - file.tell())):
-            file.write(chunk)
-            file.flush()
+            try:
+                _write(file, chunk)
+            except OSError as error:  # no fault of the address
+                raise _unwritable(file.name, error) from error
             on_bytes(len(chunk))
         os.fsync(file.fileno())
+
+
+def _write(file: FileIO, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _skip(answer: BinaryIO, count: int) -> None:

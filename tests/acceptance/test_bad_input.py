@@ -169,6 +169,8 @@ def test_run_refuses_a_place_that_it_cannot_or_must_not_write(
         (["train", "{new}"], "new"),
         (["train", "{new}", "--model", "forest"], "--model"),
         (["models", "import", "{new}", "--role", "unet"], "new"),
+        (["models", "fetch", "sam-vit-x"], "sam-vit-x"),
+        (["models", "fetch", "sam-vit-b", "--url", "ftp://nowhere/sam.pth"], "ftp://nowhere"),
     ],
 )
 def test_bad_usage_gets_one_line(

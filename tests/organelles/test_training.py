@@ -77,6 +77,10 @@ def test_a_model_looks_across_no_axis_across_which_it_learnt_nothing(validated: 
     cube = whole.image
     assert axes_of(cube, model, OrganellesConfig()) == (0,)
     assert axes_of(cube, model, OrganellesConfig(fusion="mean")) == (0, 1, 2)
+    # What a model knew before, it keeps.
+    knowing = train([whole], TINY, TAXONOMY, preprocess=PLAIN).model
+    tuned = train([thin], TINY, TAXONOMY, preprocess=PLAIN, validation=kept, initial=knowing).model
+    assert axes_of(cube, tuned, OrganellesConfig()) == (0, 1, 2)
 
 
 def test_training_repeats_itself_by_seed(once) -> None:

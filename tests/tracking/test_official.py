@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -150,6 +151,27 @@ def test_a_file_that_ends_too_early_is_refused(mirror: Mirror, tmp_path: Path) -
     short.write_bytes(CONTENT[:-5])
     with pytest.raises(InputError, match="ends after 299,995 of 300,000 bytes"):
         fetch_checkpoint(NAME, tmp_path, url=short.as_uri())
+
+
+def test_a_full_disk_is_told_apart_from_a_bad_address(mirror: Mirror, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"partial: cannot be written .*make room"):
+            fetch_checkpoint(NAME, tmp_path, url=mirror.url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert mirror.asked == [None]
+    assert fetch_checkpoint(NAME, tmp_path, url=mirror.url).read_bytes() == CONTENT
+    assert mirror.asked == [None, "bytes=100000-"]
+
+
+def test_a_partial_file_that_is_too_long_is_emptied(mirror: Mirror, tmp_path: Path) -> None:
+    partial(tmp_path).parent.mkdir()
+    partial(tmp_path).write_bytes(CONTENT + b"!")
+    with pytest.raises(InputError, match="was longer than the checkpoint"):
+        fetch_checkpoint(NAME, tmp_path, url=mirror.url)
+    assert fetch_checkpoint(NAME, tmp_path, url=mirror.url).read_bytes() == CONTENT
 
 
 def test_what_was_damaged_since_is_found_and_fetched_again(mirror: Mirror, tmp_path: Path) -> None:
