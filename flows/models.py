@@ -8,7 +8,7 @@ from typing import cast
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.tracking.catalogue import describe, list_versions
-from cmseg_core.tracking.official import OFFICIAL, fetch_checkpoint
+from cmseg_core.tracking.official import OFFICIAL, check_address, fetch_checkpoint
 from cmseg_core.tracking.registry import (
     CHAMPION,
     FORMER,
@@ -77,6 +77,8 @@ def fetch_file(console: Console, name: str, url: str | None) -> int:
     InputError
         Where it cannot be fetched.
     """
+    if url is not None:
+        check_address(url)
     with console.progress(f"fetching {name}", OFFICIAL[name].size) as advance:
         path = fetch_checkpoint(name, Workspace().workspace / "models", url=url, on_bytes=advance)
     document = {"model": name, "file": str(path), "sha256": OFFICIAL[name].sha256}

@@ -59,6 +59,12 @@ def place_of(name: str, cache: Path) -> Path:
     return cache / "official" / f"{name}.pth"
 
 
+def check_address(url: str) -> None:
+    """Raise `InputError` where nothing could be fetched from an address, whoever answers there."""
+    if urlsplit(url).scheme not in {"http", "https", "file"}:
+        raise InputError(url, "is no address of a file", "let it begin with https://, http:// or file://")
+
+
 def fetched_checkpoint(name: str, cache: Path) -> Path:
     """The file of an official checkpoint that was fetched earlier.
 
@@ -104,8 +110,7 @@ def fetch_checkpoint(
     if path.is_file() and file_sha256(path) == wanted.sha256:
         return path
     address = url or wanted.url
-    if urlsplit(address).scheme not in {"http", "https", "file"}:
-        raise InputError(address, "is no address of a file", "let it begin with https://, http:// or file://")
+    check_address(address)
     with _partial(path) as file:
         _append(file, address, wanted.size, on_bytes or (lambda count: None))
         staged = Path(file.name)
