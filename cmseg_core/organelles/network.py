@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import keras
@@ -24,6 +26,7 @@ def build_unet(
     attention: bool = True,
     channels_in: int = 1,
     *,
+    seed: int = 0,
     normalization: _Normalization = layers.BatchNormalization,
 ) -> keras.Model:
     """Build the U-Net of Table 2 of Kousaka et al. 2025, or a narrower relative of it.
@@ -52,6 +55,8 @@ def build_unet(
         Gate the skips.
     channels_in : int
         1, or an odd number of neighbouring sections whose middle one is labelled.
+    seed : int
+        Of the initial weights, which depend on nothing else.
     normalization : type
         Keras' own layer, or one that computes the same.
 
@@ -78,17 +83,18 @@ def build_unet(
     if section_size is not None and section_size % 2**depth:
         raise ValueError(f"section_size {section_size} is not a multiple of {2**depth}")
 
+    parts = _Parts(seed, normalization)
     inputs = keras.Input((section_size, section_size, channels_in), name="section")
     x = inputs
     skips = []
     for level in range(depth):
-        x = _two_convolutions(x, width * 2**level, f"down{level + 1}", normalization)
+        x = parts.two_convolutions(x, width * 2**level, f"down{level + 1}")
         skips.append(x)
         x = layers.MaxPooling2D(2, data_format="channels_last", name=f"pool{level + 1}")(x)
-    x = _two_convolutions(x, width * 2**depth, "bottom", normalization)
+    x = parts.two_convolutions(x, width * 2**depth, "bottom")
     for level in reversed(range(depth)):
-        x = _step_up(x, skips[level], width * 2**level, attention, f"up{level + 1}", normalization)
-    x = _convolution(x, classes, 1, "classes")
+        x = parts.step_up(x, skips[level], width * 2**level, attention, f"up{level + 1}")
+    x = parts.convolution(x, classes, 1, "classes")
     outputs = layers.Activation("softmax", dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, outputs, name="unet")
 
@@ -121,67 +127,61 @@ def precision(policy: Precision) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _convolution(x: keras.KerasTensor, channels: int, size: int, name: str, *, bias: bool = True) -> keras.KerasTensor:
-    return layers.Conv2D(
-        channels,
-        size,
-        padding="same",
-        data_format="channels_last",
-        use_bias=bias,
-        kernel_initializer="he_normal",
-        name=name,
-    )(x)
+@dataclass(frozen=True)
+class _Parts:
+    """What a U-Net is made of."""
 
+    seed: int
+    normalization: _Normalization
 
-def _conv_norm_relu(x: keras.KerasTensor, channels: int, name: str, normalization: _Normalization) -> keras.KerasTensor:
-    # No bias: the shift of the batch normalisation that follows takes its place.
-    x = _convolution(x, channels, 3, f"{name}_conv", bias=False)
-    x = normalization(axis=-1, momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(x)
-    return layers.Activation("relu", name=f"{name}_relu")(x)
+    def convolution(
+        self, x: keras.KerasTensor, channels: int, size: int, name: str, *, bias: bool = True, strides: int = 1
+    ) -> keras.KerasTensor:
+        # Keras would draw the seed from Python's global generator, in which other threads of the process draw too.
+        return layers.Conv2D(
+            channels,
+            size,
+            strides=strides,
+            padding="same",
+            data_format="channels_last",
+            use_bias=bias,
+            kernel_initializer=keras.initializers.HeNormal(seed=zlib.crc32(f"{self.seed} {name}".encode())),
+            name=name,
+        )(x)
 
+    def conv_norm_relu(self, x: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
+        # No bias: the shift of the batch normalisation that follows takes its place.
+        x = self.convolution(x, channels, 3, f"{name}_conv", bias=False)
+        x = self.normalization(axis=-1, momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(x)
+        return layers.Activation("relu", name=f"{name}_relu")(x)
 
-def _two_convolutions(
-    x: keras.KerasTensor, channels: int, name: str, normalization: _Normalization
-) -> keras.KerasTensor:
-    x = _conv_norm_relu(x, channels, f"{name}_a", normalization)
-    return _conv_norm_relu(x, channels, f"{name}_b", normalization)
+    def two_convolutions(self, x: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
+        x = self.conv_norm_relu(x, channels, f"{name}_a")
+        return self.conv_norm_relu(x, channels, f"{name}_b")
+
+    def step_up(
+        self, x: keras.KerasTensor, skip: keras.KerasTensor, channels: int, attention: bool, name: str
+    ) -> keras.KerasTensor:
+        gated = self.attention_gate(skip, x, channels, f"{name}_gate") if attention else skip
+        x = _up_sample(x, "nearest", f"{name}_sample")
+        x = self.conv_norm_relu(x, channels, f"{name}_up")
+        x = layers.Concatenate(axis=-1, name=f"{name}_join")([gated, x])
+        return self.two_convolutions(x, channels, name)
+
+    def attention_gate(
+        self, skip: keras.KerasTensor, signal: keras.KerasTensor, channels: int, name: str
+    ) -> keras.KerasTensor:
+        """Scale the skip by a map in 0..1 found from the skip and the coarser level's `signal`, on the coarser grid."""
+        inner = max(channels // 2, 1)
+        theta = self.convolution(skip, inner, 2, f"{name}_skip", bias=False, strides=2)
+        phi = self.convolution(signal, inner, 1, f"{name}_signal")
+        x = layers.Add(name=f"{name}_add")([theta, phi])
+        x = layers.Activation("relu", name=f"{name}_relu")(x)
+        x = self.convolution(x, 1, 1, f"{name}_psi")
+        x = layers.Activation("sigmoid", name=f"{name}_sigmoid")(x)
+        x = _up_sample(x, "bilinear", f"{name}_sample")
+        return layers.Multiply(name=f"{name}_scale")([skip, x])
 
 
 def _up_sample(x: keras.KerasTensor, interpolation: str, name: str) -> keras.KerasTensor:
     return layers.UpSampling2D(2, data_format="channels_last", interpolation=interpolation, name=name)(x)
-
-
-def _step_up(
-    x: keras.KerasTensor,
-    skip: keras.KerasTensor,
-    channels: int,
-    attention: bool,
-    name: str,
-    normalization: _Normalization,
-) -> keras.KerasTensor:
-    gated = _attention_gate(skip, x, channels, f"{name}_gate") if attention else skip
-    x = _up_sample(x, "nearest", f"{name}_sample")
-    x = _conv_norm_relu(x, channels, f"{name}_up", normalization)
-    x = layers.Concatenate(axis=-1, name=f"{name}_join")([gated, x])
-    return _two_convolutions(x, channels, name, normalization)
-
-
-def _attention_gate(skip: keras.KerasTensor, signal: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
-    """Scale the skip by a map in 0..1 found from the skip and the coarser level's `signal`, on the coarser grid."""
-    inner = max(channels // 2, 1)
-    theta = layers.Conv2D(
-        inner,
-        2,
-        strides=2,
-        data_format="channels_last",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_skip",
-    )(skip)
-    phi = _convolution(signal, inner, 1, f"{name}_signal")
-    x = layers.Add(name=f"{name}_add")([theta, phi])
-    x = layers.Activation("relu", name=f"{name}_relu")(x)
-    x = _convolution(x, 1, 1, f"{name}_psi")
-    x = layers.Activation("sigmoid", name=f"{name}_sigmoid")(x)
-    x = _up_sample(x, "bilinear", f"{name}_sample")
-    return layers.Multiply(name=f"{name}_scale")([skip, x])

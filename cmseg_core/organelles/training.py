@@ -203,7 +203,6 @@ def train(
         Where the loss is not finite, and going back with a lower learning rate has not helped.
     """
     preprocess = preprocess or PreprocessConfig()
-    keras.utils.set_random_seed(config.seed)
     architecture = _architecture(config, taxonomy, initial)
     size, channels = _section_size(config, initial), int(architecture["channels_in"])
     if config.patience is not None and not validation:
@@ -222,7 +221,7 @@ def train(
     held_out_cubes = [cube_of(cell, size, preprocess) for cell in validation]
     held_out = _validation_batches(held_out_cubes, config, taxonomy, size, channels)
     with precision(config.precision):
-        network = build_unet(**architecture, normalization=FusedBatchNormalization)
+        network = build_unet(**architecture, seed=config.seed, normalization=FusedBatchNormalization)
     if initial is not None:
         network.set_weights(_widened(initial, channels))
     compile_network(network, config)

@@ -37,13 +37,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that was never trained: what it says is of no worth, but always the same."""
-    import keras
-
     from cmseg_core.organelles.model import OrganelleModel, save_model
     from cmseg_core.organelles.network import build_unet
     from cmseg_core.schema import C_MEROLAE
 
-    keras.utils.set_random_seed(1)
     network = build_unet(len(C_MEROLAE), 32, width=4, depth=2)
     path = tmp_path_factory.mktemp("unet") / "tiny.keras"
     return save_model(OrganelleModel(network, C_MEROLAE, 32), path)

@@ -33,7 +33,6 @@ class Explosive:
 
 @pytest.fixture(scope="module")
 def model() -> OrganelleModel:
-    keras.utils.set_random_seed(0)
     metadata = {"architecture": ARCHITECTURE, "cells": ["a/1", "a/2"], "best": {"mean_iou": 0.5, "iou": {"x": None}}}
     weights = np.random.default_rng(0).dirichlet((1, 1, 1), 6).T
     return OrganelleModel(build_unet(**ARCHITECTURE), C_MEROLAE, 32, 1.25, metadata, weights)

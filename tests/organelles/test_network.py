@@ -62,6 +62,18 @@ def test_numbers_out_of_range_are_refused(wrong) -> None:
         build_unet(**{"classes": 6, "section_size": 32, "width": 4, "depth": 2, **wrong})
 
 
+def test_the_first_weights_depend_on_the_seed_alone() -> None:
+    drawn = []
+    for seed, disturbance in ((3, 0), (3, 1), (4, 0)):
+        keras.utils.set_random_seed(disturbance)  # as other threads do that draw numbers too
+        drawn.append(build_unet(6, 32, width=4, depth=2, seed=seed).get_weights())
+    for a, b, other in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.ndim < 4 or not np.array_equal(a, other)
+    kernels = {w.tobytes() for w in drawn[0] if w.ndim == 4}
+    assert len(kernels) == sum(w.ndim == 4 for w in drawn[0]), "no two layers begin alike"
+
+
 def test_precision_is_restored_and_the_softmax_stays_float32() -> None:
     before = keras.config.dtype_policy()
     with pytest.raises(RuntimeError), precision("mixed_bfloat16"):
@@ -73,7 +85,6 @@ def test_precision_is_restored_and_the_softmax_stays_float32() -> None:
 
 
 def test_tensorflow_and_torch_agree(tmp_path: Path) -> None:
-    keras.utils.set_random_seed(3)
     rng = np.random.default_rng(3)
     network = build_unet(6, 32, width=4, depth=2)
     # Running statistics and biases that are not at their start values, so that their order counts too.

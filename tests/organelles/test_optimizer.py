@@ -11,7 +11,6 @@ RATE = 0.01
 @pytest.fixture(scope="module")
 def steps() -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
     """Shape and first step of every weight of a small network, along random gradients and without decay."""
-    keras.utils.set_random_seed(0)
     network = build_unet(6, 32, width=8, depth=1)
     optimizer = build_optimizer("muon", RATE, 0.0, None)
     optimizer.build(network.trainable_variables)

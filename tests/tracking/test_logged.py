@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import yaml
@@ -27,7 +26,6 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    keras.utils.set_random_seed(0)
     network = build_unet(**ARCHITECTURE)
     return save_model(
         OrganelleModel(network, C_MEROLAE, 16, 1.5, {"architecture": ARCHITECTURE}), tmp_path / "my model.keras"
