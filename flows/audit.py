@@ -14,7 +14,7 @@ def described(audit: Audit) -> str:
     lines = [_headline(audit), *(f"  {reason}" for reason in audit.reasons)]
     for side, count in audit.learnt.items():
         if count:
-            lines.append(f"  note: the {side} was trained on {count} cells of these names, which flatters it")
+            lines.append(f"  note: the {side} was trained on {count} of these, going by their names, which flatters it")
     if audit.verdict is not None:
         lines += ["", f"IoU of the champion, and what the challenger changes ({audit.dataset}); * falls", ""]
         lines.append(verdict_table(audit.verdict))

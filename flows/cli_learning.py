@@ -265,14 +265,14 @@ def promote_model(
 ) -> int:
     """Let a challenger take the champion's place, if it passes the gate.
 
-    Both are scored on the same cells. A challenger is refused where a class falls in a stage, or over all cells, beyond
-    the bootstrap interval of the difference, or where the mean over the classes falls. Exit status 3 then, and 0 where
-    it is champion. Every decision is kept: `cmseg models audit`.
+    Both are scored on the same cells, or fields where they find cells. A challenger is refused where a class falls in a
+    stage, or over all cells, beyond the bootstrap interval of the difference, or where the mean over the classes falls.
+    Exit status 3 then, and 0 where it is champion. Every decision is kept: `cmseg models audit`.
 
     Parameters
     ----------
     model
-        challenger (the latest training), models:/name/version or models:/name@alias.
+        challenger (the latest training of a U-Net), models:/name/version or models:/name@alias.
     dataset
         Data set (name, or name@version), or a folder of acquisitions with truth. Best one that neither was trained on.
     approval

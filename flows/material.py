@@ -157,32 +157,36 @@ def check_cases(material: Material) -> None:
         cross_validation([sample.stage for sample in material.place.samples])
 
 
-def read_fields(
-    material: Material, validation: Material | None, pipeline: PipelineConfig, report: Report
-) -> tuple[list[LabelledField], list[LabelledField]]:
-    """Fields with the ids of their cells, on the working grid: to train on, and to validate with.
+def read_fields(material: Material, pipeline: PipelineConfig, report: Report) -> list[LabelledField]:
+    """Fields with the ids of their cells, on the working grid.
 
     Raises
     ------
     InputError
         Where the material is a data set of organelles, which knows no ids of cells.
     """
-    groups = [_acquisitions(material)]
-    groups = [*groups, _acquisitions(validation)] if validation is not None else list(part(groups[0]))
-    fields, kept = ([_on_working_grid(one, pipeline, report) for one in group] for group in groups)
-    return fields, kept
+    return [_on_working_grid(one, pipeline, report) for one in check_fields(material)]
+
+
+def read_parted_fields(
+    material: Material, validation: Material | None, pipeline: PipelineConfig, report: Report
+) -> tuple[list[LabelledField], list[LabelledField]]:
+    """Fields to train on, and to validate with, as :func:`read_fields` gives them."""
+    fields = read_fields(material, pipeline, report)
+    return part(fields) if validation is None else (fields, read_fields(validation, pipeline, report))
+
+
+def check_fields(material: Material) -> Sequence[LabelledAcquisition]:
+    """The acquisitions of the material; raises `InputError` where it is a data set of organelles."""
+    if isinstance(material.place, Dataset):
+        reason = "is a data set of organelles, which does not tell cells apart"
+        raise InputError(material.place.reference, reason, "give a folder of acquisitions with truth")
+    return material.place
 
 
 def part(items: Sequence[T]) -> tuple[list[T], list[T]]:
     """Four of every five items, and the fifth."""
     return [item for n, item in enumerate(items) if (n + 1) % EVERY], list(items[EVERY - 1 :: EVERY])
-
-
-def _acquisitions(material: Material) -> Sequence[LabelledAcquisition]:
-    if isinstance(material.place, Dataset):
-        reason = "is a data set of organelles, which does not tell cells apart"
-        raise InputError(material.place.reference, reason, "give a folder of acquisitions with truth to train SAM")
-    return material.place
 
 
 def _samples(dataset: Dataset, store: Store, *, median: bool) -> Iterator[LabelledCell]:
@@ -229,4 +233,4 @@ def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report:
     pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
     shape = working_shape(image.shape, one.voxel_size, pixel_nm)
     interpolation = pipeline.preprocess.interpolation
-    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"))
+    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"), one.name)

@@ -58,7 +58,7 @@ def import_file(console: Console, file: Path, role: Role, name: str | None, alia
     InputError
         Where it is none, or the alias is not for imports.
     """
-    if role == "unet" and alias in {CHAMPION, FORMER}:
+    if alias in {CHAMPION, FORMER}:
         mend = "leave it out, then compare the model with the champion: `cmseg models promote`"
         raise InputError("--alias", f"{alias} is given to models that passed the gate", mend)
     check_model(file, role)

@@ -1,12 +1,11 @@
-"""A challenger against the champion: both are scored on the same labelled cells, and the gate decides."""
+"""A challenger against the champion: both are scored on the same labelled cells or fields, and the gate decides."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, cast
 
 from prefect import flow, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
@@ -14,8 +13,8 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 
 from cmseg_core.errors import InputError
-from cmseg_core.evaluation.gate import Scored, Verdict, judge
-from cmseg_core.schema import PipelineConfig, Taxonomy, Workspace
+from cmseg_core.evaluation.gate import Verdict, judge
+from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.tracking import promotion
 from cmseg_core.tracking.catalogue import RegisteredVersion, describe, find_alias
 from cmseg_core.tracking.promotion import Audit, Party
@@ -31,14 +30,9 @@ from cmseg_core.tracking.registry import (
     resolve_model,
 )
 from flows.audit import described
-from flows.console import Console
-from flows.evaluate import check_classes, score_cells
-from flows.material import Material, find_material, read_all
+from flows.candidates import DISCIPLINES, Candidate, Ground
+from flows.material import find_material
 from flows.places import store_address, tracking_uri
-
-if TYPE_CHECKING:
-    from cmseg_core.organelles.dataset import LabelledCell
-    from cmseg_core.organelles.model import OrganelleModel
 
 log = logging.getLogger("cmseg.flows")
 
@@ -56,46 +50,6 @@ class Answer(RunInput):
     name: str = ""
     """Of whoever answers."""
     comment: str = ""
-
-
-class Candidate(Protocol):
-    """A model at hand to be scored: its classes, the names of the cells it learnt from, and how it is scored."""
-
-    @property
-    def taxonomy(self) -> Taxonomy: ...
-
-    @property
-    def learnt(self) -> frozenset[str]: ...
-
-    def score(self, cells: Sequence[LabelledCell], pipeline: PipelineConfig) -> Sequence[Scored]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class OrganelleCandidate:
-    """A U-Net: it labels every cell anew, and voxels are counted by true and found class."""
-
-    model: OrganelleModel
-
-    @property
-    def taxonomy(self) -> Taxonomy:
-        return self.model.taxonomy
-
-    @property
-    def learnt(self) -> frozenset[str]:
-        return frozenset(self.model.metadata.get("cells", ()))
-
-    def score(self, cells: Sequence[LabelledCell], pipeline: PipelineConfig) -> Sequence[Scored]:
-        return score_cells(cells, self.model, pipeline, Console(as_json=False))
-
-
-def _organelle_candidate(path: Path) -> Candidate:
-    from cmseg_core.organelles.model import load_model
-
-    return OrganelleCandidate(load_model(path))
-
-
-CANDIDATES: dict[Role, Callable[[Path], Candidate]] = {"unet": _organelle_candidate}
-"""How a model of each role is scored. A role that is not here has no gate, and its models are not promoted."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +86,7 @@ def promote(
     config: PipelineConfig | None = None,
     workspace: Workspace | None = None,
 ) -> Audit:
-    """Score a challenger and the champion on the same cells, apply the gate, and move the alias ``champion``.
+    """Score a challenger and the champion on the same cells or fields, apply the gate, and move the alias ``champion``.
 
     Where the registry has no champion for a role, the challenger meets the packaged model, which is then registered as
     the former champion. Where that knows other classes, or there is none, the challenger has no rival.
@@ -158,36 +112,39 @@ def promote(
     Raises
     ------
     InputError
-        Where a model or the data set cannot be used, they differ in their classes, the challenger is the champion
-        already, or its role has no gate; nothing is then changed.
+        Where a model or the data set cannot be used, they differ in their classes, or the challenger is the champion
+        already; nothing is then changed.
     """
     config, workspace = config or PipelineConfig(), workspace or Workspace()
-    uri, store = tracking_uri(workspace), store_address(workspace)
-    material = find_material(dataset, store.open, config)
-    contest = _contest(challenger, material, uri, workspace.workspace / "models")
-    cells = read_all(material, store.open, config, log.info)
-    audit = _judged(contest, material, cells, config, uri)
+    store = store_address(workspace)
+    ground = Ground(
+        material=find_material(dataset, store.open, config),
+        store=store.open,
+        pipeline=config,
+        uri=tracking_uri(workspace),
+        cache=workspace.workspace / "models",
+        unet=workspace.unet,
+    )
+    audit = _judged(_contest(challenger, ground), ground)
     create_markdown_artifact(key="promotion", markdown=f"```\n{described(audit)}\n```")
     if audit.action == "promoted" and approval:
         audit = _answered(audit)
-    return (promotion.promote if audit.action == "promoted" else promotion.keep)(audit, uri)
+    return (promotion.promote if audit.action == "promoted" else promotion.keep)(audit, ground.uri)
 
 
-def _contest(reference: str, material: Material, uri: str, cache: Path) -> Contest:
-    """Find both models and make sure that they can be compared on this data set."""
-    found = _registered(reference, uri)
+def _contest(reference: str, ground: Ground) -> Contest:
+    """Find both models and make sure that they can be compared on this ground."""
+    found = _registered(reference, ground.uri)
     role = cast(Role, found.tags.get("role", "unet"))
-    if role not in CANDIDATES:
-        mend = f"name it in the settings of the workspace, or promote a model for {' or '.join(CANDIDATES)}"
-        raise InputError(reference, f"is a model for {role}, for which there is no gate", mend)
-    resolved = resolve_model(found.reference, role, uri, cache)
-    candidate = CANDIDATES[role](resolved.path)
-    check_classes(reference, candidate.taxonomy, material.taxonomy)
-    champion = find_alias(found.name, CHAMPION, uri)
-    rival = _rival(found.name, role, champion, uri, cache)
+    load = DISCIPLINES[role].load
+    resolved = resolve_model(found.reference, role, ground.uri, ground.cache)
+    candidate = load(resolved.path)
+    candidate.check(reference, ground.material)
+    champion = find_alias(found.name, CHAMPION, ground.uri)
+    rival = _rival(found.name, role, champion, ground.uri, ground.cache)
     if rival is not None and rival.sha256 == resolved.sha256:
         raise InputError(reference, "is the model in use already", "name another challenger")
-    incumbent = None if rival is None else CANDIDATES[role](rival.path)
+    incumbent = None if rival is None else load(rival.path)
     if incumbent is not None and incumbent.taxonomy.names != candidate.taxonomy.names:
         if champion is not None:
             reason = f"knows other classes than the champion {champion.reference}"
@@ -216,20 +173,21 @@ def _rival(name: str, role: Role, champion: RegisteredVersion | None, uri: str, 
     return None
 
 
-def _judged(
-    contest: Contest, material: Material, cells: Sequence[LabelledCell], config: PipelineConfig, uri: str
-) -> Audit:
+def _judged(contest: Contest, ground: Ground) -> Audit:
     """Score both and apply the gate."""
+    discipline = DISCIPLINES[contest.role]
+    samples = discipline.read(ground, log.info)
     log.info("scoring the challenger, %s", contest.challenger.reference)
-    scores = contest.candidate.score(cells, config)
+    scores = contest.candidate.score(samples, ground.pipeline)
     verdict: Verdict | None = None
     if contest.incumbent is not None:
         log.info("scoring the champion%s", "" if contest.champion else ", which is the packaged model")
-        verdict = judge(contest.incumbent.score(cells, config), scores, contest.candidate.taxonomy)
+        before = contest.incumbent.score(samples, ground.pipeline)
+        verdict = judge(before, scores, contest.candidate.taxonomy, discipline.unit)
     champion = contest.champion
     if champion is None and contest.incumbent is not None:
-        champion = ensure_champion(contest.role, uri)
-    names = {cell.name for cell in cells}
+        champion = ensure_champion(contest.role, ground.uri)
+    names = {one.name for one in scores}
     sides = {"challenger": contest.candidate, "champion": contest.incumbent}
     return Audit(
         action="promoted" if verdict is None or verdict.passed else "refused",
@@ -237,11 +195,11 @@ def _judged(
         challenger=contest.challenger,
         champion=None if champion is None else Party.of(champion),
         reasons=("there was no champion to compare with",) if verdict is None else verdict.reasons,
-        dataset=material.facts["dataset"],
-        dataset_digest=material.facts["dataset_digest"],
+        dataset=ground.material.facts["dataset"],
+        dataset_digest=ground.material.facts["dataset_digest"],
         learnt={side: len(names & one.learnt) for side, one in sides.items() if one is not None},
         verdict=verdict,
-        settings=config.model_dump(mode="json", include={"preprocess", "organelles"}),
+        settings=ground.pipeline.model_dump(mode="json", include=discipline.settings),
     )
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from cmseg_core.schema import PipelineConfig
-from flows.material import Report, read_fields
+from flows.material import Report, read_parted_fields
 from flows.training_job import Trained, TrainingJob, figures_of, registered, tracked
 
 
@@ -22,7 +22,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
     from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
     config = SamTrainingConfig.model_validate(job.settings)
-    fields, held_out = read_fields(job.material, job.validation, pipeline, report)
+    fields, held_out = read_parted_fields(job.material, job.validation, pipeline, report)
     report(f"training on {len(fields)} fields, validation on {len(held_out)}")
     with tracked(job, "sam", config.model_dump(mode="json")) as run:
 
@@ -33,6 +33,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
         trained = train_sam(fields, config, validation=held_out, on_epoch=on_epoch)
         last = trained.history[-1]
         scores = {"mask_iou": last["iou"]} if "iou" in last else {}
-        facts = {"training": config.model_dump(mode="json"), "fields": len(fields), **scores}
+        names = [field.name for field in fields]
+        facts = {"training": config.model_dump(mode="json"), "fields": len(fields), "names": names, **scores}
         save = partial(save_sam, trained.network, trained.architecture, facts=facts)
         return registered(job, "sam", run, scores, save)

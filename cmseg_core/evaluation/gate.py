@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,12 @@ CELL_SPREAD = 0.06
 mean square."""
 
 
+Unit = Literal["cell", "field"]
+"""What models are scored on."""
+
+
 class Scored(Protocol):
-    """What the gate needs to know of a cell: a `CellRecord` has it."""
+    """What the gate needs to know of a cell or a field: a `CellRecord` has it."""
 
     @property
     def name(self) -> str: ...
@@ -44,7 +48,9 @@ class Change(Frozen):
         Of the class.
     stage : int, optional
         None stands for all cells, those of no stage too.
+    unit : {"cell", "field"}
     cells : int
+        How many, or how many fields.
     champion, challenger : float
         IoU pooled over the cells; 1 where neither truth nor model has the class.
     interval : tuple of float
@@ -57,6 +63,7 @@ class Change(Frozen):
 
     name: str
     stage: Stage | None
+    unit: Unit = "cell"
     cells: int
     champion: float
     challenger: float
@@ -67,13 +74,13 @@ class Change(Frozen):
     @property
     def where(self) -> str:
         """The cells in words."""
-        return "over all cells" if self.stage is None else f"in stage {self.stage}"
+        return f"over all {self.unit}s" if self.stage is None else f"in stage {self.stage}"
 
     def __str__(self) -> str:
         low, high = self.interval
         return (
             f"{self.name} {self.where} falls from {self.champion:.3f} to {self.challenger:.3f} "
-            f"(by {-high:.3f} to {-low:.3f}, {LEVEL:.0%}, {_cells(self.cells)})"
+            f"(by {-high:.3f} to {-low:.3f}, {LEVEL:.0%}, {_counted(self.cells, self.unit)})"
         )
 
 
@@ -86,6 +93,7 @@ class Verdict(Frozen):
     reasons : tuple of str
         Why it did not pass: each names a class and a stage; empty where it passed.
     cells : int
+        How many, or how many fields.
     champion_mean, challenger_mean : float
         IoU pooled over all cells, mean over the foreground classes that truth or a model has.
     changes : tuple of Change
@@ -106,8 +114,8 @@ class Verdict(Frozen):
     resamples: int = RESAMPLES
 
 
-def judge(champion: Sequence[Scored], challenger: Sequence[Scored], taxonomy: Taxonomy) -> Verdict:
-    """Compare two models on the same labelled cells.
+def judge(champion: Sequence[Scored], challenger: Sequence[Scored], taxonomy: Taxonomy, unit: Unit = "cell") -> Verdict:
+    """Compare two models on the same labelled cells, or fields.
 
     The challenger passes where no foreground class falls beyond its interval, neither over all cells nor in a stage,
     and where the mean over the foreground classes does not fall. The interval is that of the difference in pooled IoU,
@@ -126,6 +134,8 @@ def judge(champion: Sequence[Scored], challenger: Sequence[Scored], taxonomy: Ta
     champion, challenger : sequence of Scored
         The same cells in the same order: their confusion tables, voxels by true class (rows) and found class (columns).
     taxonomy : Taxonomy
+        Of the rows and columns: classes of voxels, or whatever else is counted.
+    unit : {"cell", "field"}
 
     Returns
     -------
@@ -141,17 +151,17 @@ def judge(champion: Sequence[Scored], challenger: Sequence[Scored], taxonomy: Ta
     .. [1] Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile intervals (13), paired data (8).
     .. [2] Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015.
     """
-    _check(champion, challenger)
+    _check(champion, challenger, unit)
     before, after = (np.stack([cell.table for cell in cells]) for cells in (champion, challenger))
     stages = np.array([cell.stage or 0 for cell in champion])
-    changes = _changes(before, after, np.ones(len(stages), bool), None, taxonomy)
+    changes = _changes(before, after, np.ones(len(stages), bool), None, taxonomy, unit)
     for stage in STAGES:
         if (stages == stage).any():
-            changes += _changes(before, after, stages == stage, stage, taxonomy)
+            changes += _changes(before, after, stages == stage, stage, taxonomy, unit)
     overall = [change for change in changes if change.stage is None]
     if not overall:
-        mend = f"score on cells that have {' or '.join(c.name for c in taxonomy.foreground)}"
-        raise InputError("the cells", "hold no class but background", mend)
+        mend = f"score on {unit}s that have {' or '.join(c.name for c in taxonomy.foreground)}"
+        raise InputError(f"the {unit}s", "hold no class but background", mend)
     means = np.mean([(change.champion, change.challenger) for change in overall], axis=0)
     reasons = [str(change) for change in changes if change.falls]
     if means[1] < means[0]:
@@ -175,7 +185,8 @@ def verdict_table(verdict: Verdict) -> str:
     difference = verdict.challenger_mean - verdict.champion_mean
     mean = f"{verdict.champion_mean:.3f} {difference:+.3f}{'*' if difference < 0 else ' '}"
     rows.append(["mean", mean, *(None for _ in stages[1:])])
-    return format_table(["class", *(f"stage {stage}" if stage else "all cells" for stage in stages)], rows)
+    everything = f"all {verdict.changes[0].unit}s"
+    return format_table(["class", *(f"stage {stage}" if stage else everything for stage in stages)], rows)
 
 
 def _entry(change: Change | None) -> str | None:
@@ -184,12 +195,12 @@ def _entry(change: Change | None) -> str | None:
     return f"{change.champion:.3f} {change.challenger - change.champion:+.3f}{'*' if change.falls else ' '}"
 
 
-def _check(champion: Sequence[Scored], challenger: Sequence[Scored]) -> None:
+def _check(champion: Sequence[Scored], challenger: Sequence[Scored], unit: Unit) -> None:
     if [(c.name, c.stage) for c in champion] != [(c.name, c.stage) for c in challenger]:
-        raise InputError("the cells", "of the two models differ", "score both models on the same data set")
+        raise InputError(f"the {unit}s", "of the two models differ", "score both models on the same data set")
     if len(champion) < 2:
-        reason = f"are too few to compare models: {_cells(len(champion))}"
-        raise InputError("the cells", reason, "add labelled cells with `cmseg dataset add`")
+        reason = f"are too few to compare models: {_counted(len(champion), unit)}"
+        raise InputError(f"the {unit}s", reason, f"give more labelled {unit}s")
 
 
 def _changes(
@@ -198,6 +209,7 @@ def _changes(
     chosen: NDArray[np.bool_],
     stage: Stage | None,
     taxonomy: Taxonomy,
+    unit: Unit,
 ) -> list[Change]:
     """Every foreground class that truth or a model has in the chosen cells."""
     cells, few = int(chosen.sum()), bool(chosen.sum() < FEW)
@@ -220,6 +232,7 @@ def _changes(
             Change(
                 name=c.name,
                 stage=stage,
+                unit=unit,
                 cells=cells,
                 champion=float(scores[0, c.id]),
                 challenger=float(scores[1, c.id]),
@@ -253,10 +266,10 @@ def _fallen_mean(means: NDArray[np.float64], changes: Sequence[Change]) -> str:
     staged = [change for change in changes if change.stage is not None] or changes
     worst = min(staged, key=lambda change: change.challenger - change.champion)
     return (
-        f"the mean over the foreground classes falls from {means[0]:.3f} to {means[1]:.3f}, "
+        f"the mean over the classes falls from {means[0]:.3f} to {means[1]:.3f}, "
         f"most in {worst.name} {worst.where}: from {worst.champion:.3f} to {worst.challenger:.3f}"
     )
 
 
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
+def _counted(count: int, unit: Unit) -> str:
+    return f"{count} {unit}{'' if count == 1 else 's'}"

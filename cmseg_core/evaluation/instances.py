@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmseg_core.evaluation.contingency import Contingency, count_contingency
 from cmseg_core.schema import Frozen
+
+JUDGED = ("nothing", "cells at IoU .50", "cells at IoU .75", "foreground")
+"""What the gate compares of models that find cells."""
 
 
 class CellScores(Frozen):
@@ -74,6 +78,32 @@ def score_cells(truth: np.ndarray, predicted: np.ndarray) -> CellScores:
         arand=_adapted_rand_error(table),
         count_error=abs(n_predicted - n_true) / n_true if n_true else None,
     )
+
+
+def table_of_cells(truth: np.ndarray, predicted: np.ndarray) -> NDArray[np.int64]:
+    """Counts of found, missed and made-up cells and voxels, as a table for the gate.
+
+    Parameters
+    ----------
+    truth, predicted : ndarray of integers, shape (z, y, x)
+
+    Returns
+    -------
+    ndarray of int64, shape (4, 4)
+        By the measures of :data:`JUDGED`: on the diagonal what was found, in the first column what was missed, in the
+        first row what was made up. The IoU of a row is thus the average precision, or the IoU of the foreground.
+    """
+    table = count_contingency(truth, predicted)
+    n_true, n_predicted = (len(np.unique(ids[ids > 0])) for ids in (table.truth, table.predicted))
+    ious = np.array([iou for _, _, iou in _matches(table, 0.5)])
+    true, found = table.truth > 0, table.predicted > 0
+    both, missed, made_up = (int(table.voxels[w].sum()) for w in (true & found, true & ~found, ~true & found))
+    counts = np.zeros((len(JUDGED), len(JUDGED)), np.int64)
+    for row, least in ((1, 0.5), (2, 0.75)):
+        matched = int((ious >= least).sum())
+        counts[row, row], counts[row, 0], counts[0, row] = matched, n_true - matched, n_predicted - matched
+    counts[3, 3], counts[3, 0], counts[0, 3] = both, missed, made_up
+    return counts
 
 
 def match_cells(truth: np.ndarray, predicted: np.ndarray, least_iou: float = 0.5) -> dict[int, int]:

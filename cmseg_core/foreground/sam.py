@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,11 +57,14 @@ class SamModel:
         ``vit_b``, ``vit_l``, ``vit_h`` or ``small``.
     context : {"grey", "neighbours"}
         What the colour channels hold.
+    facts : dict
+        What the file says of its training; nothing in an official checkpoint.
     """
 
     network: Sam
     name: str
     context: Literal["grey", "neighbours"]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def image_size(self) -> int:
@@ -157,11 +160,13 @@ def load_sam(path: str | Path) -> SamModel:
     if not isinstance(content, dict):
         raise InputError(path, "holds no model", _MEND)
     try:
-        network, name, context = _from_small(content) if content.get("format") == FORMAT else _from_official(content)
+        small = content.get("format") == FORMAT
+        network, name, context = _from_small(content) if small else _from_official(content)
+        facts = dict(content["facts"]) if small else {}
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(path, "does not fit Segment Anything's architecture", _MEND) from error
     network.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
-    return SamModel(network, name, context)
+    return SamModel(network, name, context, facts)
 
 
 def _from_small(content: dict[str, Any]) -> tuple[Sam, str, Literal["grey", "neighbours"]]:

@@ -62,6 +62,7 @@ class LabelledField:
 
     image: np.ndarray
     cells: np.ndarray
+    name: str = "field"
 
 
 @dataclass(frozen=True, eq=False)

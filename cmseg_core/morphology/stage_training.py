@@ -110,6 +110,7 @@ def train_classifier(
     facts: dict[str, Any] = {
         "training": config.model_dump(mode="json"),
         "cells": {str(stage): counts[stage] for stage in sorted(counts)},
+        "names": sorted({cell.name for cell in cells}),
     }
     return fit(np.array(rows), np.array([cell.stage for cell in cells]), config.penalty, taxonomy, facts)
 

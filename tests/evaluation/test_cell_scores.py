@@ -9,7 +9,7 @@ from skimage.metrics import adapted_rand_error, variation_of_information
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation import contingency
 from cmseg_core.evaluation.contingency import count_contingency
-from cmseg_core.evaluation.instances import match_cells, score_cells
+from cmseg_core.evaluation.instances import match_cells, score_cells, table_of_cells
 
 
 def row(*runs):
@@ -44,6 +44,8 @@ def test_worked_example():
     assert scores.pq == pytest.approx((0.8 + 0.625) / (2 + 0.5 + 0.5))
     assert scores.count_error == 0
     assert match_cells(truth, predicted) == {5: 1, 6: 2}
+    counted = [[0, 1, 2, 5], [1, 2, 0, 0], [2, 0, 1, 0], [6, 0, 0, 24]]  # found on the diagonal, missed, made up on top
+    assert table_of_cells(truth, predicted).tolist() == counted
 
 
 def test_background_overlap_is_no_match():

@@ -91,7 +91,7 @@ def test_a_worse_challenger_is_refused_over_all_cells_and_in_stages() -> None:
     assert not passed(verdict)
     assert any(reason.startswith("cell over all cells falls") for reason in verdict.reasons)
     assert any("in stage 1" in reason for reason in verdict.reasons)
-    assert verdict.reasons[-1].startswith("the mean over the foreground classes falls")
+    assert verdict.reasons[-1].startswith("the mean over the classes falls")
 
 
 def test_a_fall_within_the_interval_that_lowers_the_mean_names_where_most_was_lost() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from cmseg_core.errors import InputError
-from cmseg_core.schema import C_MEROLAE, PipelineConfig, Taxonomy, Workspace
+from cmseg_core.phantom import draw_field, write_acquisition
+from cmseg_core.schema import C_MEROLAE, PipelineConfig, Taxonomy, VoxelSize, Workspace
 from cmseg_core.tracking.catalogue import find_alias, list_versions
 from cmseg_core.tracking.promotion import Audit, Party, promote, read_audits
 from cmseg_core.tracking.registry import register_file
@@ -34,7 +35,6 @@ def uri(local: Workspace) -> str:
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Networks that never learnt anything: each seed says something else."""
-
     from cmseg_core.organelles.model import OrganelleModel, save_model
     from cmseg_core.organelles.network import build_unet
 
@@ -51,7 +51,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def run(challenger: str, dataset: Path, workspace: Workspace, **options: Any) -> Audit:
     from flows.promote import promote as flow
 
-    return flow(challenger, str(dataset), workspace=workspace, config=PipelineConfig(), **options)
+    return flow(challenger, str(dataset), workspace=workspace, **{"config": PipelineConfig(), **options})
 
 
 def answered(given: dict[str, Any]) -> threading.Thread:
@@ -161,25 +161,72 @@ def test_without_a_champion_the_packaged_model_is_the_rival(
 
 
 def test_what_cannot_be_compared_is_refused_unchanged(
-    local: Workspace, uri: str, tiny: Path, networks: Callable[..., Path], tmp_path: Path
+    local: Workspace, uri: str, tiny: Path, networks: Callable[..., Path]
 ) -> None:
     other = Taxonomy(classes=C_MEROLAE.classes[:3])
-    (tmp_path / "w.pt").write_bytes(b"PK")
     register_file(networks(1), "theirs", "unet", uri)
     register_file(networks(3, other), "theirs", "unet", uri, alias="champion")
-    register_file(tmp_path / "w.pt", "theirs-sam", "sam", uri)
     with pytest.raises(InputError, match="knows the classes background, cytoplasm, plastid;"):
         run("models:/theirs/2", tiny, local)
     with pytest.raises(InputError, match="knows other classes than the champion models:/theirs/2"):
         run("models:/theirs/1", tiny, local)
-    with pytest.raises(InputError, match="is a model for sam, for which there is no gate"):
-        run("models:/theirs-sam/1", tiny, local)
     with pytest.raises(InputError, match="is not in the registry"):
         run(str(networks(1)), tiny, local)
     with pytest.raises(InputError, match="models:/nobody/1"):
         run("models:/nobody/1", tiny, local)
     assert read_audits(uri) == []
     assert champion("theirs", uri) == "2"
+
+
+@pytest.fixture(scope="module")
+def two_fields(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two simulated acquisitions."""
+    folder = tmp_path_factory.mktemp("two-fields")
+    (folder / "first").symlink_to(tiny)
+    write_acquisition(draw_field(4, cells=2, voxel_size=VoxelSize(z=60, y=50, x=50)), folder / "second")
+    return folder
+
+
+def test_a_sam_that_finds_no_cells_is_refused(local: Workspace, uri: str, two_fields: Path, tmp_path: Path) -> None:
+    import torch
+
+    from cmseg_core.foreground import load_sam, save_sam
+    from cmseg_core.foreground.sam import SamArchitecture
+    from cmseg_core.tracking.registry import packaged_model
+
+    path = packaged_model("sam")
+    network, content = load_sam(path).network, torch.load(path, weights_only=True)
+    for parameter in network.mask_decoder.iou_prediction_head.layers[-1].parameters():
+        parameter.zero_()  # no mask that it makes is any good, it says
+    size = SamArchitecture.model_validate(content["architecture"])
+    saved = save_sam(network, size, tmp_path / "w.pt", {"names": ["second", "third"]})
+    register_file(saved, "cmseg-sam", "sam", uri)
+    one_direction = PipelineConfig.model_validate({"foreground": {"directions": 1}})
+    audit = run("models:/cmseg-sam/1", two_fields, local, config=one_direction)
+    assert (audit.action, audit.learnt) == ("refused", {"challenger": 1, "champion": 0})
+    assert audit.verdict is not None and audit.verdict.cells == 2
+    assert audit.verdict.champion_mean > 0.8, "the packaged model finds these cells"
+    assert audit.reasons[0].startswith("cells at IoU .50 over all fields falls from 1.000 to 0.000")
+    assert set(audit.settings) == {"preprocess", "foreground", "instances"}
+    assert champion("cmseg-sam", uri) == "2", "the packaged model is now a registered one"
+    with pytest.raises(InputError, match="are too few to compare models: 1 field"):
+        run("models:/cmseg-sam/1", two_fields / "second", local)
+
+
+def test_a_classifier_that_mistakes_the_stages_is_refused(
+    local: Workspace, uri: str, two_fields: Path, tmp_path: Path
+) -> None:
+    from cmseg_core.morphology.stage_classifier import load_classifier, save_classifier
+    from cmseg_core.tracking.registry import packaged_model
+
+    good = load_classifier(packaged_model("stage"))
+    turned = good.model_copy(update={"weights": good.weights[::-1], "offset": good.offset[::-1]})
+    register_file(save_classifier(turned, tmp_path / "turned.json"), "cmseg-stage", "stage", uri)
+    audit = run("models:/cmseg-stage/1", two_fields, local)
+    assert audit.action == "refused"
+    assert audit.verdict is not None and audit.verdict.cells == 5
+    assert audit.verdict.champion_mean > 0.5 > audit.verdict.challenger_mean
+    assert " over all cells: from 1.000 to 0.000" in audit.reasons[-1], "the stage is named"
 
 
 def test_the_next_night_takes_the_new_champion_and_says_so(
