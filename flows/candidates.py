@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,14 @@ from numpy.typing import NDArray
 
 from cmseg_core.errors import InputError
 from cmseg_core.evaluation.gate import Scored, Unit
-from cmseg_core.schema import STAGES, OrganelleClass, PipelineConfig, Stage, Taxonomy, VoxelSize
+from cmseg_core.schema import STAGES, OrganelleClass, PipelineConfig, Stage, Taxonomy
 from cmseg_core.storage.store import Store
 from cmseg_core.tracking.registry import Role, resolve_model
 from flows.cell_cycle import segmented
 from flows.console import Console
 from flows.evaluate import check_classes, score_cells
+from flows.field_cells import find_field_cells
 from flows.material import Material, Report, check_fields, read_all, read_fields
-from tasks.foreground import working_pixel_nm
-from tasks.instances import HALF
 
 if TYPE_CHECKING:
     from cmseg_core.foreground import SamModel
@@ -146,24 +144,9 @@ class SamCandidate:
 
     def score(self, samples: Sequence[LabelledField], pipeline: PipelineConfig) -> Sequence[Scored]:
         from cmseg_core.evaluation.instances import table_of_cells
-        from cmseg_core.foreground import find_cells
-        from cmseg_core.instances.watershed import separate_cells
 
-        pixel = working_pixel_nm(pipeline.foreground)
-        settings = pipeline.foreground.model_copy(update={"method": "sam"})
-        scores = []
-        for field in samples:
-            evidence = find_cells(field.image, pixel, settings, self.model)
-            found = separate_cells(
-                evidence.foreground >= HALF,
-                VoxelSize(z=pixel, y=pixel, x=pixel),
-                pipeline.instances,
-                cell_diameter_nm=pipeline.foreground.cell_diameter_nm,
-                interior=evidence.interior,
-                threads=os.cpu_count() or 1,
-            )
-            scores.append(Count(field.name, table_of_cells(field.cells, found)))
-        return scores
+        found = (find_field_cells(field, pipeline, self.model) for field in samples)
+        return [Count(field.name, table_of_cells(field.cells, one)) for field, one in zip(samples, found, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

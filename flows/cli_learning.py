@@ -174,21 +174,23 @@ def evaluate(
     config: Settings = None,
     case: int | None = None,
     predictions: Path | None = None,
-    role: Literal["unet", "stage"] | None = None,
+    role: Literal["unet", "sam", "stage"] | None = None,
     unet: str | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on labelled cells.
+    """Score a model on labelled cells or fields.
 
-    One for organelles per class and stage, one direction against three; a classifier of the cell-cycle stage by its
-    confusion matrix, beside that of the rule.
+    One for organelles per class and stage, one direction against three; one that finds cells by how well it tells them
+    apart, beside the classical method; a classifier of the cell-cycle stage by its confusion matrix, beside that of the
+    rule.
 
     Parameters
     ----------
     model
-        champion, challenger, packaged, a .keras or .json file, models:/name/version or models:/name@alias.
+        champion, challenger, packaged, a file, sam-vit-b, sam-vit-l, sam-vit-h, models:/name/version or
+        models:/name@alias.
     dataset
-        Data set (name, or name@version), or a folder of acquisitions with truth.
+        Data set (name, or name@version), or a folder of acquisitions with truth; only the latter where cells are found.
     case
         Score only with the cells that this case of the cross-validation leaves out, 1 to 6.
     predictions

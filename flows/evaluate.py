@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import tifffile
@@ -15,10 +15,12 @@ from cmseg_core.errors import InputError
 from cmseg_core.evaluation.tables import class_table, format_table
 from cmseg_core.schema import PipelineConfig, Taxonomy, Workspace
 from cmseg_core.tracking.catalogue import describe
+from cmseg_core.tracking.official import OFFICIAL
 from cmseg_core.tracking.registry import SUFFIXES, Role, resolve_model
 from flows.cell_cycle import evaluate_classifier
 from flows.console import DONE, Console
 from flows.environment import prepare
+from flows.field_cells import evaluate_sam
 from flows.material import find_material, read_all, read_case
 from flows.places import store_address, tracking_uri
 
@@ -46,13 +48,16 @@ def evaluate_local(
         Where the model or the data set cannot be used, they differ in their classes, or the folder for predictions
         cannot be written.
     """
-    if (role or _role_of(model)) == "stage":
-        if case is not None or predictions is not None:
-            option = "--predictions" if case is None else "--case"
-            raise InputError(option, "cannot be used with a classifier of the stage", "leave it out")
+    role = role or _role_of(model)
+    if role != "unet" and (case is not None or predictions is not None):
+        option = "--predictions" if case is None else "--case"
+        raise InputError(option, "is for models of organelles", "leave it out")
+    if role == "stage":
         return evaluate_classifier(console, model, dataset, PipelineConfig.from_file(config), unet)
     if unet is not None:
-        raise InputError("--unet", "cannot be used with a model for organelles", "leave it out, or add --role stage")
+        raise InputError("--unet", "is for classifiers of the stage", "leave it out, or add --role stage")
+    if role == "sam":
+        return evaluate_sam(console, model, dataset, PipelineConfig.from_file(config))
     if predictions is not None:
         try:
             predictions.mkdir(parents=True, exist_ok=True)
@@ -92,11 +97,16 @@ def check_classes(model: str, known: Taxonomy, wanted: Taxonomy) -> None:
         raise InputError(model, reason, mend)
 
 
-def _role_of(model: str) -> str:
+def _role_of(model: str) -> Role:
     """What a model is for, as far as its name or the registry tells: else for organelles."""
     if model.startswith("models:"):
-        return describe(model, tracking_uri(Workspace())).tags.get("role", "unet")
-    return "stage" if Path(model).suffix in SUFFIXES["stage"] else "unet"
+        return cast(Role, describe(model, tracking_uri(Workspace())).tags.get("role", "unet"))
+    if model in OFFICIAL:
+        return "sam"
+    for role, suffixes in SUFFIXES.items():
+        if Path(model).suffix in suffixes:
+            return role
+    return "unet"
 
 
 def score_cells(

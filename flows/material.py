@@ -165,7 +165,23 @@ def read_fields(material: Material, pipeline: PipelineConfig, report: Report) ->
     InputError
         Where the material is a data set of organelles, which knows no ids of cells.
     """
-    return [_on_working_grid(one, pipeline, report) for one in check_fields(material)]
+    fields = []
+    for one in check_fields(material):
+        report(f"reading {one.name}")
+        fields.append(read_field(one, pipeline))
+    return fields
+
+
+def read_field(one: LabelledAcquisition, pipeline: PipelineConfig) -> LabelledField:
+    """A field with the ids of its cells, on the working grid."""
+    from cmseg_core.foreground.training import LabelledField
+    from cmseg_core.preprocess.resample import resize, working_shape
+
+    image, cells, _ = read_labelled(one, pipeline.preprocess)
+    pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
+    shape = working_shape(image.shape, one.voxel_size, pixel_nm)
+    interpolation = pipeline.preprocess.interpolation
+    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"), one.name)
 
 
 def read_parted_fields(
@@ -222,15 +238,3 @@ def _cut(fields: Sequence[LabelledAcquisition], pipeline: PipelineConfig, report
     if fields and not cells:
         raise InputError(fields[0].stack.parent, "holds no cell to learn from", "give a field with whole cells")
     return cells
-
-
-def _on_working_grid(one: LabelledAcquisition, pipeline: PipelineConfig, report: Report) -> LabelledField:
-    from cmseg_core.foreground.training import LabelledField
-    from cmseg_core.preprocess.resample import resize, working_shape
-
-    report(f"reading {one.name}")
-    image, cells, _ = read_labelled(one, pipeline.preprocess)
-    pixel_nm = pipeline.foreground.cell_diameter_nm / pipeline.foreground.cell_diameter_px
-    shape = working_shape(image.shape, one.voxel_size, pixel_nm)
-    interpolation = pipeline.preprocess.interpolation
-    return LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"), one.name)

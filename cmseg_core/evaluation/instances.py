@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,18 +69,61 @@ def score_cells(truth: np.ndarray, predicted: np.ndarray) -> CellScores:
         Where the shapes differ or the labels are not integers.
     """
     table = count_contingency(truth, predicted)
-    n_true, n_predicted = (len(np.unique(ids[ids > 0])) for ids in (table.truth, table.predicted))
-    ious = np.array([iou for _, _, iou in _matches(table, 0.5)])
+    found = _paired(table)
     split, merge = _variation_of_information(table)
     return CellScores(
-        ap50=_average_precision(len(ious), n_true, n_predicted),
-        ap75=_average_precision(int((ious >= 0.75).sum()), n_true, n_predicted),
-        pq=2 * float(ious.sum()) / (n_true + n_predicted) if n_true + n_predicted else None,
+        ap50=average_precision([found], 0.5),
+        ap75=average_precision([found], 0.75),
+        pq=panoptic_quality([found]),
         voi_split=split,
         voi_merge=merge,
         arand=_adapted_rand_error(table),
-        count_error=abs(n_predicted - n_true) / n_true if n_true else None,
+        count_error=abs(found.predicted - found.true) / found.true if found.true else None,
     )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The cells of a volume that were found.
+
+    Attributes
+    ----------
+    ious : tuple of float
+        Of the true cells with the found ones that they are paired with, at least 0.5 each.
+    true, predicted : int
+        Number of cells.
+    """
+
+    ious: tuple[float, ...]
+    true: int
+    predicted: int
+
+    def matched(self, least_iou: float) -> int:
+        """Pairs of at least this IoU, which is no less than 0.5."""
+        return sum(iou >= least_iou for iou in self.ious)
+
+
+def pair_cells(truth: np.ndarray, predicted: np.ndarray) -> Pairs:
+    """Pair the true cells of a volume with the found ones; both are integers of shape (z, y, x), 0 is background."""
+    return _paired(count_contingency(truth, predicted))
+
+
+def average_precision(volumes: Sequence[Pairs], least_iou: float) -> float | None:
+    """TP / (TP + FP + FN) over the cells of all volumes together; None where there are none."""
+    matched = sum(one.matched(least_iou) for one in volumes)
+    together = sum(one.true + one.predicted for one in volumes) - matched
+    return matched / together if together else None
+
+
+def panoptic_quality(volumes: Sequence[Pairs]) -> float | None:
+    """Summed IoU of the pairs over TP + FP / 2 + FN / 2, of all volumes together; None where there are no cells."""
+    together = sum(one.true + one.predicted for one in volumes)
+    return 2 * float(sum(sum(one.ious) for one in volumes)) / together if together else None
+
+
+def _paired(table: Contingency) -> Pairs:
+    true, predicted = (len(np.unique(ids[ids > 0])) for ids in (table.truth, table.predicted))
+    return Pairs(tuple(iou for _, _, iou in _matches(table, 0.5)), true, predicted)
 
 
 def table_of_cells(truth: np.ndarray, predicted: np.ndarray) -> NDArray[np.int64]:
@@ -94,14 +140,13 @@ def table_of_cells(truth: np.ndarray, predicted: np.ndarray) -> NDArray[np.int64
         first row what was made up. The IoU of a row is thus the average precision, or the IoU of the foreground.
     """
     table = count_contingency(truth, predicted)
-    n_true, n_predicted = (len(np.unique(ids[ids > 0])) for ids in (table.truth, table.predicted))
-    ious = np.array([iou for _, _, iou in _matches(table, 0.5)])
+    pairs = _paired(table)
     true, found = table.truth > 0, table.predicted > 0
     both, missed, made_up = (int(table.voxels[w].sum()) for w in (true & found, true & ~found, ~true & found))
     counts = np.zeros((len(JUDGED), len(JUDGED)), np.int64)
     for row, least in ((1, 0.5), (2, 0.75)):
-        matched = int((ious >= least).sum())
-        counts[row, row], counts[row, 0], counts[0, row] = matched, n_true - matched, n_predicted - matched
+        matched = pairs.matched(least)
+        counts[row, row], counts[row, 0], counts[0, row] = matched, pairs.true - matched, pairs.predicted - matched
     counts[3, 3], counts[3, 0], counts[0, 3] = both, missed, made_up
     return counts
 
@@ -150,11 +195,6 @@ def _totals(ids: np.ndarray, voxels: np.ndarray) -> tuple[list[int], list[int]]:
     total = np.zeros(len(unique), np.int64)
     np.add.at(total, inverse, voxels)
     return unique.tolist(), total.tolist()
-
-
-def _average_precision(matched: int, n_true: int, n_predicted: int) -> float | None:
-    together = n_true + n_predicted - matched
-    return matched / together if together else None
 
 
 def _in_true_cells(table: Contingency) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

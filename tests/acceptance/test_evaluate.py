@@ -50,6 +50,37 @@ def test_a_model_is_scored_by_class_stage_and_direction(cmseg: Cmseg, unet: Path
     )
 
 
+def test_a_sam_is_scored_beside_the_classical_method(cmseg: Cmseg, phantom: Path, tmp_path: Path) -> None:
+    quick = tmp_path / "quick.yaml"
+    quick.write_text("foreground: {directions: 1, points_per_side: 6}\n")
+    done = cmseg("evaluate", "packaged", phantom, "--role", "sam", "--config", quick, "--json")
+    assert done.status == 0, done.err
+    scores = done.document()
+    (field,) = scores["fields"]
+    assert (field["name"], field["cells"]) == ("tiny", 3)
+    for method in ("sam", "threshold"):
+        assert scores[method]["ap50"] == scores[method]["ap"]["0.50"] == field[method]["ap50"] == 1.0
+        assert set(field[method]) | {"ap"} == set(scores[method])
+        curve = list(scores[method]["ap"].values())
+        assert curve == sorted(curve, reverse=True)
+    assert scores["better"] in ("sam", "threshold")
+
+
+def test_what_a_sam_cannot_be_scored_on_gets_one_line(cmseg: Cmseg, unet: Path, phantom: Path, tmp_path: Path) -> None:
+    place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
+    assert cmseg("dataset", "create", "mine", **place).status == 0
+    truth = ("--labels", phantom / "organelles.tif", "--cells", phantom / "cells.tif")
+    assert cmseg("dataset", "add", "mine", "--image", phantom / "stack.tif", *truth, **place).status == 0
+    for arguments, reason in (
+        (("packaged", "mine", "--role", "sam"), "does not tell cells apart"),
+        (("packaged", phantom, "--role", "sam", "--case", 1), "is for models of organelles"),
+        (("packaged", phantom, "--role", "sam", "--unet", unet), "is for classifiers of the stage"),
+        (("sam-vit-b", phantom), "cmseg models fetch sam-vit-b"),
+    ):
+        refused = cmseg("evaluate", *arguments, **place)
+        assert (refused.status, reason in refused.complaint()) == (2, True), refused.err
+
+
 def test_an_empty_data_set_gets_one_line(cmseg: Cmseg, unet: Path, tmp_path: Path) -> None:
     place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
     (tmp_path / "two.json").write_text('{"classes": [{"id": 0, "name": "outside"}, {"id": 1, "name": "vesicle"}]}')

@@ -201,8 +201,8 @@ def test_a_sam_that_finds_no_cells_is_refused(local: Workspace, uri: str, two_fi
     size = SamArchitecture.model_validate(content["architecture"])
     saved = save_sam(network, size, tmp_path / "w.pt", {"names": ["second", "third"]})
     register_file(saved, "cmseg-sam", "sam", uri)
-    one_direction = PipelineConfig.model_validate({"foreground": {"directions": 1}})
-    audit = run("models:/cmseg-sam/1", two_fields, local, config=one_direction)
+    quick = PipelineConfig.model_validate({"foreground": {"directions": 1, "points_per_side": 6}})
+    audit = run("models:/cmseg-sam/1", two_fields, local, config=quick)
     assert (audit.action, audit.learnt) == ("refused", {"challenger": 1, "champion": 0})
     assert audit.verdict is not None and audit.verdict.cells == 2
     assert audit.verdict.champion_mean > 0.8, "the packaged model finds these cells"
