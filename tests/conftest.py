@@ -8,6 +8,8 @@ import os
 # Before any numeric library is imported: tests share the machine, and results must not depend on its size.
 for _name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "NUMBA", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
     os.environ.setdefault(f"{_name}_NUM_THREADS" if not _name.startswith("TF") else f"{_name}_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not hold up the services of the tests
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
