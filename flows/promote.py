@@ -13,7 +13,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 
 from cmseg_core.errors import InputError
-from cmseg_core.evaluation.gate import Verdict, judge
+from cmseg_core.evaluation.gate import Verdict, check_count, judge
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.tracking import promotion
 from cmseg_core.tracking.catalogue import RegisteredVersion, describe, find_alias
@@ -177,6 +177,8 @@ def _judged(contest: Contest, ground: Ground) -> Audit:
     """Score both and apply the gate."""
     discipline = DISCIPLINES[contest.role]
     samples = discipline.read(ground, log.info)
+    if contest.incumbent is not None:
+        check_count(len(samples), discipline.unit)
     log.info("scoring the challenger, %s", contest.challenger.reference)
     scores = contest.candidate.score(samples, ground.pipeline)
     verdict: Verdict | None = None

@@ -176,6 +176,13 @@ def judge(champion: Sequence[Scored], challenger: Sequence[Scored], taxonomy: Ta
     )
 
 
+def check_count(count: int, unit: Unit) -> None:
+    """Raise `InputError` where so many cells or fields are too few to compare models on."""
+    if count < 2:
+        reason = f"are too few to compare models: {_counted(count, unit)}"
+        raise InputError(f"the {unit}s", reason, f"give more labelled {unit}s")
+
+
 def verdict_table(verdict: Verdict) -> str:
     """The champion's IoU and what the challenger changes, by class and stage; a star marks what falls."""
     stages = sorted({change.stage or 0 for change in verdict.changes})
@@ -198,9 +205,7 @@ def _entry(change: Change | None) -> str | None:
 def _check(champion: Sequence[Scored], challenger: Sequence[Scored], unit: Unit) -> None:
     if [(c.name, c.stage) for c in champion] != [(c.name, c.stage) for c in challenger]:
         raise InputError(f"the {unit}s", "of the two models differ", "score both models on the same data set")
-    if len(champion) < 2:
-        reason = f"are too few to compare models: {_counted(len(champion), unit)}"
-        raise InputError(f"the {unit}s", reason, f"give more labelled {unit}s")
+    check_count(len(champion), unit)
 
 
 def _changes(
