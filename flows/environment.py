@@ -16,7 +16,7 @@ _THREADS = (
     "TF_NUM_INTRAOP_THREADS",
 )
 _WAITING = {
-    # By default a thread that waits for the others of its team keeps its core busy, for seconds if need be. Beside any
+    # By default a thread that waits for the others of its team keeps its core busy for a while. Beside any
     # other work on the machine that costs far more than it saves: finding cells took several times as long.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "20000",
