@@ -21,7 +21,6 @@ from pathlib import Path
 
 from cmseg_core.phantom import draw_field, write_acquisition
 from cmseg_core.schema import VoxelSize
-from flows.cross_validate import paper_tables
 
 STAGES_OF_FIELDS = ((7, 3, 3, 3, 2), (6, 4, 3, 3, 1), (6, 3, 3, 3, 2), (6, 3, 3, 3, 1))
 """Cells of each stage in each field: 68 in all."""
@@ -89,6 +88,8 @@ def main() -> None:
 
 def run(folder: Path, preset: str, settings: dict[str, object]) -> None:
     """Train and score all cases with a preset, unless that has been done."""
+    from flows.cross_validate import paper_tables
+
     outcome = folder / f"{preset}.json"
     if outcome.exists():
         return

@@ -129,8 +129,9 @@ def train(
         Another one, never trained on; by default every fifth acquisition, or every fifth cell where there are fewer
         than five acquisitions. none: everything is trained on, and the last weights are kept.
     initial
-        Start a U-Net from the weights of this model: packaged, a .keras file, models:/name/version or
-        models:/name@alias. Its architecture and classes then hold; only `channels` may be raised.
+        Start from the weights of this model: packaged, a file, models:/name/version or models:/name@alias; for a model
+        that finds cells also an official Segment Anything. Its architecture and classes then hold; only the `channels`
+        of a U-Net may be raised.
     case
         Of six cases of a cross-validation, 1 to 6: each leaves out one cell of every stage.
     all_cases

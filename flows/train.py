@@ -104,11 +104,13 @@ def _check_cases(model: Role, case: int | None, all_cases: bool, validation: str
 
 
 def _start(initial: str, role: Role, taxonomy: Taxonomy, uri: str, workspace: Workspace) -> Path:
+    if role == "stage":
+        raise InputError("--initial", "cannot be used with --model stage", "leave it out: it trains from nothing")
+    path = resolve_model(initial, role, uri, workspace.workspace / "models").path
+    if role == "sam":
+        return path
     from cmseg_core.organelles.model import load_model
 
-    if role != "unet":
-        raise InputError("--initial", f"cannot be used with --model {role}", "leave it out: it trains from nothing")
-    path = resolve_model(initial, role, uri, workspace.workspace / "models").path
     known = load_model(path).taxonomy  # a damaged file is found before anything is read
     if known.names != taxonomy.names:
         raise _other_classes(initial, known, taxonomy)

@@ -18,10 +18,11 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    from cmseg_core.foreground import save_sam
+    from cmseg_core.foreground import load_sam, save_sam
     from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
     config = SamTrainingConfig.model_validate(job.settings)
+    initial = None if job.initial is None else load_sam(job.initial)  # a damaged file is found before fields are read
     fields, held_out = read_parted_fields(job.material, job.validation, pipeline, report)
     report(f"training on {len(fields)} fields, validation on {len(held_out)}")
     with tracked(job, "sam", config.model_dump(mode="json")) as run:
@@ -30,7 +31,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
             run.log_metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
             report(f"step {row['step']} of {config.steps}: {figures_of(row)}")
 
-        trained = train_sam(fields, config, validation=held_out, on_epoch=on_epoch)
+        trained = train_sam(fields, config, validation=held_out, initial=initial, on_epoch=on_epoch)
         last = trained.history[-1]
         scores = {"mask_iou": last["iou"]} if "iou" in last else {}
         names = [field.name for field in fields]

@@ -139,8 +139,8 @@ def _network_input(sam: SamModel, tile: np.ndarray, scale: float) -> torch.Tenso
 
 
 def _decode(sam: SamModel, embedding: torch.Tensor, points: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    # A small model's single mask is the whole cell; the official ones answer with whole, part and part of a part.
-    tokens = slice(0, 1) if sam.name == "small" else slice(1, None)
+    # A model trained on cells gives the whole cell as its single mask; the official ones whole, part, part of a part.
+    tokens = slice(0, 1) if sam.whole_cells else slice(1, None)
     position = sam.network.prompt_encoder.get_dense_pe()
     for start in range(0, len(points), _PROMPTS_PER_BATCH):
         batch = torch.from_numpy(points[start : start + _PROMPTS_PER_BATCH]).to(sam.device).float()[:, None]

@@ -26,6 +26,9 @@ _OFFICIAL = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _MEND = "give an official vit_b, vit_l or vit_h checkpoint, or a file written by `cmseg train --model sam`"
 
 
+Context = Literal["grey", "neighbours"]
+
+
 class SamArchitecture(Frozen):
     """Size of a small Segment Anything model; the classes are segment_anything's own.
 
@@ -41,7 +44,7 @@ class SamArchitecture(Frozen):
     window: int = 10
     global_layers: tuple[int, ...] = (2, 4)
     prompt_width: int = 128
-    context: Literal["grey", "neighbours"] = "neighbours"
+    context: Context = "neighbours"
     """What the three colour channels hold: the section thrice, or the section between its two neighbours."""
 
 
@@ -57,13 +60,19 @@ class SamModel:
         ``vit_b``, ``vit_l``, ``vit_h`` or ``small``.
     context : {"grey", "neighbours"}
         What the colour channels hold.
+    architecture : SamArchitecture or str
+        What it is built like: its sizes, or the name of an official model.
+    whole_cells : bool
+        Trained by cmseg: every mask it gives is a whole cell. The official ones give whole, part and part of a part.
     facts : dict
         What the file says of its training; nothing in an official checkpoint.
     """
 
     network: Sam
     name: str
-    context: Literal["grey", "neighbours"]
+    context: Context
+    architecture: SamArchitecture | str
+    whole_cells: bool
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -114,21 +123,25 @@ def build_small(architecture: SamArchitecture) -> Sam:
     )
 
 
-def save_sam(network: Sam, architecture: SamArchitecture, path: Path, facts: dict[str, Any] | None = None) -> Path:
-    """Write a small model with half-precision weights, in one step.
+def save_sam(
+    network: Sam, architecture: SamArchitecture | str, path: Path, facts: dict[str, Any] | None = None
+) -> Path:
+    """Write a model that was trained on cells, with half-precision weights, in one step.
 
     Parameters
     ----------
     network : segment_anything.modeling.Sam
-        What :func:`build_small` built from `architecture`.
-    architecture : SamArchitecture
+        What :func:`build_small` built from `architecture`, or an official model that was trained further.
+    architecture : SamArchitecture or str
+        Sizes, or ``vit_b``, ``vit_l`` or ``vit_h``.
     path : Path
         Target file.
     facts : dict, optional
         Numbers and strings about the training, kept in the file.
     """
     weights = {name: tensor.detach().cpu().half() for name, tensor in network.state_dict().items()}
-    content = {"format": FORMAT, "architecture": architecture.model_dump(), "facts": facts or {}, "weights": weights}
+    built = architecture if isinstance(architecture, str) else architecture.model_dump()
+    content = {"format": FORMAT, "architecture": built, "facts": facts or {}, "weights": weights}
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     torch.save(content, staging)
@@ -160,33 +173,41 @@ def load_sam(path: str | Path) -> SamModel:
     if not isinstance(content, dict):
         raise InputError(path, "holds no model", _MEND)
     try:
-        small = content.get("format") == FORMAT
-        network, name, context = _from_small(content) if small else _from_official(content)
-        facts = dict(content["facts"]) if small else {}
+        own = content.get("format") == FORMAT
+        network, architecture = _from_own(content) if own else _from_official(content)
+        facts = dict(content["facts"]) if own else {}
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(path, "does not fit Segment Anything's architecture", _MEND) from error
     network.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
-    return SamModel(network, name, context, facts)
+    official = isinstance(architecture, str)
+    name, context = (architecture, "grey") if official else ("small", architecture.context)
+    return SamModel(network, name, context, architecture, own, facts)
 
 
-def _from_small(content: dict[str, Any]) -> tuple[Sam, str, Literal["grey", "neighbours"]]:
-    architecture = SamArchitecture.model_validate(content["architecture"])
-    network = build_small(architecture)
+def _from_own(content: dict[str, Any]) -> tuple[Sam, SamArchitecture | str]:
+    built = content["architecture"]
+    architecture = built if isinstance(built, str) else SamArchitecture.model_validate(built)
+    network = _official(architecture) if isinstance(architecture, str) else build_small(architecture)
     network.load_state_dict({name: tensor.float() for name, tensor in content["weights"].items()})
-    return network, "small", architecture.context
+    return network, architecture
 
 
-def _from_official(content: dict[str, Any]) -> tuple[Sam, str, Literal["grey", "neighbours"]]:
+def _from_official(content: dict[str, Any]) -> tuple[Sam, str]:
+    name = _OFFICIAL[content["image_encoder.pos_embed"].shape[-1]]
+    network = _official(name)
+    network.load_state_dict(content)
+    return network, name
+
+
+def _official(name: str) -> Sam:
+    """An official architecture without its weights."""
     declare_missing()
     from segment_anything import sam_model_registry
 
-    name = _OFFICIAL[content["image_encoder.pos_embed"].shape[-1]]
-    network = sam_model_registry[name](checkpoint=None)
-    network.load_state_dict(content)
-    return network, name, "grey"
+    return sam_model_registry[name](checkpoint=None)
 
 
-def as_colours(volume: np.ndarray, index: int, context: Literal["grey", "neighbours"]) -> np.ndarray:
+def as_colours(volume: np.ndarray, index: int, context: Context) -> np.ndarray:
     """The colour picture of one section that a model sees.
 
     Parameters

@@ -1,9 +1,10 @@
-"""Training of a small Segment Anything model on labelled cells.
+"""Training of a Segment Anything model on labelled cells: a small one from nothing, or any one further.
 
 As in Kirillov et al. 2023 a prompt asks for the object it points at: focal and Dice loss on the masks in the
-proportion 20:1 and the squared error of the predicted IoU. Two things differ. The object is always the whole cell
-(never its organelles), so every mask token learns the same target; and points beside all cells are asked too, with
-an empty target, so that the predicted IoU tells them apart.
+proportion 20:1 and the squared error of the predicted IoU. A prompt is a point, or a box as a neighbouring section
+would give it, a little off (Archit et al., "Segment Anything for microscopy", 2025, prompt so too). Two things differ.
+The object is always the whole cell (never its organelles), so every mask token learns the same target; and points
+beside all cells are asked too, with an empty target, so that the predicted IoU tells them apart.
 
 From scratch a few prompts a picture teach the image encoder slowly. Beside them a linear head, dropped afterwards,
 reads the cells and the distance to their borders at every pixel straight from the image embedding; a first part of the
@@ -12,8 +13,13 @@ training has nothing but this.
 
 from __future__ import annotations
 
+import copy
+import itertools
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,28 +31,38 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from cmseg_core.errors import InputError
-from cmseg_core.foreground.sam import PADDING, SamArchitecture, as_colours, build_small
+from cmseg_core.foreground.sam import PADDING, Context, SamArchitecture, SamModel, as_colours, build_small
 from cmseg_core.schema import Frozen
 
 Positive = Annotated[int, Field(ge=1)]
 _INTERIOR_SCALE = 20.0
 """Pixels; brings the distances inside a cell to about 0..1."""
+_DENSE_TO_PROMPTED = 2
+"""Images of a step without prompts, for each one of a step with them."""
+_MOST_WORKERS = 8
+"""Threads that draw examples: half of the processors, and no more than this."""
+_BOX_JITTER = 0.08
+"""Standard deviation by which a side of a box is off, of the length of the box."""
 
 
 class SamTrainingConfig(Frozen):
-    """How a small Segment Anything model is trained."""
+    """How a Segment Anything model is trained."""
 
     architecture: SamArchitecture = SamArchitecture()
+    """Of a model that starts from nothing."""
     steps: Positive = 3000
     images_per_step: Positive = 4
     prompts_per_image: Positive = 8
     background_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of prompts beside all cells."""
+    box_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the prompts on cells that are boxes; the others are points."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
     """At its highest; falls along a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.45
-    """Share of the training, at its start, without prompts, with twice the images a step."""
+    """Share of the training, at its start, without prompts, with twice the images a step; a model that has learnt
+    already has none."""
     scale: tuple[float, float] = (0.8, 1.5)
     """Range of the random magnification."""
     steps_per_epoch: Positive = 100
@@ -67,11 +83,36 @@ class LabelledField:
 
 @dataclass(frozen=True, eq=False)
 class TrainedSam:
-    """The network, its architecture, and one dict an epoch (``step``, ``loss``, ``seconds``, ``iou``)."""
+    """The network, what it is built like (:func:`cmseg_core.foreground.sam.save_sam`), and one dict an epoch (``step``,
+    ``loss``, ``seconds``, ``iou``)."""
 
     network: Any
-    architecture: SamArchitecture
+    architecture: SamArchitecture | str
     history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Retina:
+    """How a network sees a section.
+
+    Attributes
+    ----------
+    size : int
+        Edge of its square input in pixels.
+    grid : int
+        Edge of the image embedding.
+    context : {"grey", "neighbours"}
+        What the colour channels hold.
+    """
+
+    size: int
+    grid: int
+    context: Context
+
+    @property
+    def low(self) -> int:
+        """Edge of the masks that the decoder gives."""
+        return 4 * self.grid
 
 
 def train_sam(
@@ -79,15 +120,18 @@ def train_sam(
     config: SamTrainingConfig,
     *,
     validation: Sequence[LabelledField] = (),
+    initial: SamModel | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainedSam:
-    """Train a small model from scratch.
+    """Train a small model from nothing, or any model further, on the GPU where there is one.
 
     Parameters
     ----------
     fields, validation : sequence of LabelledField
         Sections of all three directions are drawn from them.
     config : SamTrainingConfig
+    initial : SamModel, optional
+        Goes on from its weights (fine-tuning), with its architecture; it is not changed itself.
     on_epoch : callable, optional
         Called with a dict after every `steps_per_epoch` steps.
 
@@ -99,10 +143,11 @@ def train_sam(
     if not any(field.cells.any() for field in fields):
         raise InputError("the data set", "holds no labelled cell", "give fields with cells.tif")
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    network = build_small(config.architecture)
-    patch = config.architecture.patch_size
-    dense = torch.nn.Conv2d(config.architecture.prompt_width, 2 * patch**2, kernel_size=1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, architecture, retina = _start(config, initial)
+    network.to(device).train().requires_grad_(True)
+    pixels = 2 * (retina.size // retina.grid) ** 2
+    dense = torch.nn.Conv2d(network.prompt_encoder.embed_dim, pixels, kernel_size=1).to(device)
     parameters = [*network.parameters(), *dense.parameters()]
     optimisers = _optimisers(network, dense, config)
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -110,18 +155,21 @@ def train_sam(
     began = time.monotonic()
     losses: list[float] = []
     held_out = [
-        draw_example(np.random.default_rng(index), validation, config) for index in range(8 if validation else 0)
+        draw_example(np.random.default_rng(index), validation, config, retina)
+        for index in range(8 if validation else 0)
     ]
+    dense_share = 0.0 if initial is not None else config.dense_share
     step, progress = 0, 0.0
+    examples = _examples(fields, config, retina)
     while progress < 1:
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = _rate(config, step, progress)
             optimiser.zero_grad(set_to_none=True)
-        prompted = progress >= config.dense_share
-        images = config.images_per_step * (1 if prompted else 2)
-        batch = [draw_example(rng, fields, config) for _ in range(images)]
-        with torch.autocast(network.device.type, torch.bfloat16):
+        prompted = progress >= dense_share
+        images = config.images_per_step * (1 if prompted else _DENSE_TO_PROMPTED)
+        batch = [next(examples) for _ in range(images)]
+        with torch.autocast(device.type, torch.bfloat16):
             loss = _loss(network, batch, dense)[0] if prompted else _encoder_loss(network, batch, dense)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -141,8 +189,19 @@ def train_sam(
             history.append(record)
             if on_epoch is not None:
                 on_epoch(record)
+    examples.close()
     network.load_state_dict(average)
-    return TrainedSam(network.eval(), config.architecture, history)
+    return TrainedSam(network.eval(), architecture, history)
+
+
+def _start(config: SamTrainingConfig, initial: SamModel | None) -> tuple[Any, SamArchitecture | str, Retina]:
+    """The network to train, what it is built like, and how it sees."""
+    if initial is None:
+        network, architecture, context = build_small(config.architecture), config.architecture, None
+    else:
+        network, architecture, context = copy.deepcopy(initial.network), initial.architecture, initial.context
+    grid = network.prompt_encoder.image_embedding_size[0]
+    return network, architecture, Retina(network.image_encoder.img_size, grid, context or config.architecture.context)
 
 
 def _optimisers(
@@ -187,19 +246,50 @@ def _held_out_iou(network: Any, average: dict[str, torch.Tensor], batch: list[Ex
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A picture (3, n, n) uint8, points (p, 2) as x, y, their masks (p, m, m) at the decoder's resolution, and the
-    distance in pixels of every pixel to the border of its cell (n, n), 0 between cells."""
+    """A section to learn from.
+
+    Attributes
+    ----------
+    picture : ndarray of uint8, shape (3, n, n)
+    points : ndarray of float32, shape (p, 2)
+        Prompts that are points: x, y.
+    boxes : ndarray of float32, shape (b, 4)
+        Prompts that are boxes: left, top, right, bottom.
+    masks : ndarray of bool, shape (p + b, m, m)
+        What the points and then the boxes ask for, at the decoder's resolution.
+    interior : ndarray of float32, shape (n, n)
+        Distance in pixels of every pixel to the border of its cell, 0 between cells.
+    """
 
     picture: np.ndarray
     points: np.ndarray
+    boxes: np.ndarray
     masks: np.ndarray
     interior: np.ndarray
 
 
-def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], config: SamTrainingConfig) -> Example:
+def _examples(
+    fields: Sequence[LabelledField], config: SamTrainingConfig, retina: Retina
+) -> Generator[Example, None, None]:
+    """Examples without end, drawn by threads ahead of their use; each depends on the seed and its number alone."""
+    workers = max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // 2))
+
+    def draw(number: int) -> Example:
+        return draw_example(np.random.default_rng((config.seed, number)), fields, config, retina)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="examples") as pool:
+        ahead = workers + _DENSE_TO_PROMPTED * config.images_per_step
+        waiting: deque[Future[Example]] = deque(pool.submit(draw, number) for number in range(ahead))
+        for number in itertools.count(ahead):
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(draw, number))
+
+
+def draw_example(
+    rng: np.random.Generator, fields: Sequence[LabelledField], config: SamTrainingConfig, retina: Retina
+) -> Example:
     """Draw a section of a random direction, magnified and with changed grey levels, and prompts on it."""
-    size = config.architecture.image_size
-    low = size * 4 // config.architecture.patch_size
+    size = retina.size
     while True:
         field = fields[int(rng.integers(len(fields)))]
         axis = int(rng.integers(3))
@@ -207,7 +297,7 @@ def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], conf
         index = int(rng.integers(len(volume)))
         if not cells[index].any():
             continue
-        picture = as_colours(volume, index, config.architecture.context)
+        picture = as_colours(volume, index, retina.context)
         if rng.random() < 0.5:
             picture = picture[..., ::-1]
         labels = cells[index].astype(np.float32)
@@ -218,11 +308,11 @@ def draw_example(rng: np.random.Generator, fields: Sequence[LabelledField], conf
         labels = cv2.warpAffine(labels, turn, (size, size), flags=cv2.INTER_NEAREST).astype(np.int32)
         if not (labels > 0).sum() > 200:
             continue
-        points, masks = _draw_prompts(rng, labels, config, low)
+        points, boxes, masks = _draw_prompts(rng, labels, config, retina.low)
         picture = _change_greys(rng, picture)
         picture[~seen] = PADDING
         interior = edt.edt(labels, black_border=False, parallel=1)
-        return Example(np.ascontiguousarray(picture.transpose(2, 0, 1)), points, masks, interior)
+        return Example(np.ascontiguousarray(picture.transpose(2, 0, 1)), points, boxes, masks, interior)
 
 
 def _placement(rng: np.random.Generator, shape: tuple[int, ...], size: int, scale: float) -> np.ndarray:
@@ -240,20 +330,34 @@ def _placement(rng: np.random.Generator, shape: tuple[int, ...], size: int, scal
 
 def _draw_prompts(
     rng: np.random.Generator, labels: np.ndarray, config: SamTrainingConfig, low: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points (p, 2), boxes (b, 4), and the masks (p + b, low, low) of all of them."""
     ids = np.unique(labels[labels > 0])
-    points, masks = [], []
     small = cv2.resize(labels.astype(np.float32), (low, low), interpolation=cv2.INTER_NEAREST)
+    points, boxes, asked = [], [], ([], [])
     for _ in range(config.prompts_per_image):
         if rng.random() < config.background_share and (labels == 0).any():
             chosen = 0
         else:
             chosen = int(ids[rng.integers(len(ids))])
         rows, columns = np.nonzero(labels == chosen)
-        k = rng.integers(len(rows))
-        points.append((columns[k] + 0.5, rows[k] + 0.5))
-        masks.append(np.zeros((low, low), bool) if chosen == 0 else small == chosen)
-    return np.array(points, np.float32), np.array(masks)
+        mask = np.zeros((low, low), bool) if chosen == 0 else small == chosen
+        if chosen and rng.random() < config.box_share:
+            boxes.append(_draw_box(rng, rows, columns))
+            asked[1].append(mask)
+        else:
+            k = rng.integers(len(rows))
+            points.append((columns[k] + 0.5, rows[k] + 0.5))
+            asked[0].append(mask)
+    masks = np.array([*asked[0], *asked[1]])
+    return np.array(points, np.float32).reshape(-1, 2), np.array(boxes, np.float32).reshape(-1, 4), masks
+
+
+def _draw_box(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The box of some pixels (left, top, right, bottom), every side a little off."""
+    box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
+    lengths = np.tile(box[2:] - box[:2], 2)
+    return box + rng.normal(0, _BOX_JITTER, 4).clip(-0.2, 0.2) * lengths
 
 
 def _change_greys(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
@@ -290,9 +394,7 @@ def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None
     embeddings = _embed(network, batch)
     losses, ious = [], []
     for embedding, example in zip(embeddings, batch, strict=True):
-        points = torch.from_numpy(example.points)[:, None].to(device)
-        foreground = torch.ones(points.shape[:2], dtype=torch.int, device=device)
-        sparse, dense = network.prompt_encoder(points=(points, foreground), boxes=None, masks=None)
+        sparse, dense = _prompts(network, example, device)
         logits, quality = network.mask_decoder.predict_masks(
             image_embeddings=embedding[None],
             image_pe=network.prompt_encoder.get_dense_pe(),
@@ -309,6 +411,22 @@ def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None
         interior = torch.from_numpy(np.stack([example.interior for example in batch])).to(device)
         loss = loss + _dense_loss(dense_head(embeddings), interior)
     return loss, float(np.mean(ious))
+
+
+def _prompts(network: Any, example: Example, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse and dense embeddings of the points and then the boxes of an example; both have two sparse ones."""
+    sparse, dense = [], []
+    if len(example.points):
+        points = torch.from_numpy(example.points)[:, None].to(device)
+        foreground = torch.ones(points.shape[:2], dtype=torch.int, device=device)
+        embedded = network.prompt_encoder(points=(points, foreground), boxes=None, masks=None)
+        sparse.append(embedded[0])
+        dense.append(embedded[1])
+    if len(example.boxes):
+        embedded = network.prompt_encoder(points=None, boxes=torch.from_numpy(example.boxes).to(device), masks=None)
+        sparse.append(embedded[0])
+        dense.append(embedded[1])
+    return torch.cat(sparse), torch.cat(dense)
 
 
 def _dense_loss(output: torch.Tensor, interior: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ RARE_SHARE = 0.5
 """Share of the sections drawn by class rather than by cell."""
 EMPTY_SHARE = 0.03
 """Share of the sections drawn from those without any cell voxel."""
+MOST_WORKERS = 8
+"""Threads that draw batches: half of the processors, and no more than this. An accelerator takes batches faster than
+one thread makes them."""
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int32]]
 
@@ -218,16 +223,16 @@ class SectionSampler:
         return images, labels
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Batches `first` to ``first + count - 1``, each made in a thread while the one before is used."""
-        with ThreadPoolExecutor(1, thread_name_prefix="sections") as pool:
-            waiting: list[Future[Batch]] = []
-            for number in range(first, first + count + 2):
-                if number < first + count:
-                    waiting.append(pool.submit(self.batch, number))
-                if len(waiting) > 2 or (number >= first + count and waiting):
-                    yield waiting.pop(0).result()
+        """Batches `first` to ``first + count - 1``, made by threads while the ones before are used."""
+        workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // 2))
+        with ThreadPoolExecutor(workers, thread_name_prefix="sections") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            for number in range(first, first + count):
+                waiting.append(pool.submit(self.batch, number))
+                if len(waiting) > workers + 1:
+                    yield waiting.popleft().result()
             while waiting:
-                yield waiting.pop(0).result()
+                yield waiting.popleft().result()
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int | None]:
         """Row of a section, and the class that it was drawn for, if for any."""
@@ -258,8 +263,14 @@ def _table_of_sections(
             mend = f"use the ids 0 to {classes - 1} of the taxonomy"
             raise InputError(cube.name, f"has the class id {highest}", mend)
         depth, rows, columns = cube.labels.shape
+        shown = [_sections_showing(cube.labels == label) for label in range(classes)]
         for axis in section_axes((depth, rows, columns), section_size):
-            across = tuple(a for a in range(3) if a != axis)
             places += [(number, axis, index) for index in range(cube.labels.shape[axis])]
-            present.append(np.stack([(cube.labels == c).any(axis=across) for c in range(classes)], axis=1))
+            present.append(np.stack([where[axis] for where in shown], axis=1))
     return places, np.concatenate(present)
+
+
+def _sections_showing(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Which sections across each axis hold any voxel of a mask."""
+    projected = np.any(mask, axis=0)
+    return [np.atleast_1d(one) for one in (np.any(mask, axis=(1, 2)), projected.any(axis=1), projected.any(axis=0))]

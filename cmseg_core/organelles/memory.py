@@ -50,7 +50,7 @@ def training_bytes(
     voxels = config.batch_size * section_size**2
     batches = 4.0 * voxels * (architecture["channels_in"] + 1) * (config.validation_batches + 3)
     maps = VALUE_BYTES[config.precision] * voxels * width * (2 - 0.5**depth)
-    if keras.distribution.list_devices("gpu"):
+    if any(not device.startswith("cpu") for device in keras.distribution.list_devices()):
         maps = 0.0
     return cubes + WEIGHT_BYTES * weights + batches + maps + LIBRARIES_BYTES
 

@@ -15,6 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
+
+from cmseg_core.tracking.registry import packaged_model
 
 COMMANDS = ("demo", "run", "phantom", "submit", "nightly", "status", "dataset", "train", "evaluate", "models", "doctor")
 DELIVERED = {
@@ -152,9 +155,15 @@ def test_a_training_goes_on_from_a_model(cmseg: Callable[..., Any], phantom: Pat
     assert made.status == 0, made.err
     # A network of the preset's width would be many times larger.
     assert out.stat().st_size < 1.5 * unet.stat().st_size
-    refused = cmseg("train", phantom, "--model", "sam", "--initial", unet)
+    refused = cmseg("train", phantom, "--model", "stage", "--initial", unet)
     assert refused.status == 2
     assert "--initial" in refused.complaint()
+    settings.write_text("{steps: 1, images_per_step: 1, learning_rate: 1.0e-9}\n")
+    out = tmp_path / "on.pt"
+    made = cmseg("train", phantom, "--model", "sam", "--config", settings, "--initial", "packaged", "--out", out)
+    assert made.status == 0, made.err
+    weights = [torch.load(path, weights_only=True)["weights"] for path in (packaged_model("sam"), out)]
+    assert all(torch.allclose(a.float(), b.float(), atol=1e-3) for a, b in zip(*map(dict.values, weights), strict=True))
 
 
 def test_a_model_is_imported_by_name_and_resolved(

@@ -13,7 +13,7 @@ from cmseg_core.foreground.generator import Masks, _distinct, _starts, generate_
 from cmseg_core.foreground.rules import cell_masks
 from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small
 from cmseg_core.foreground.threshold import threshold_foreground
-from cmseg_core.foreground.training import LabelledField, SamTrainingConfig, draw_example, train_sam
+from cmseg_core.foreground.training import LabelledField, Retina, SamTrainingConfig, draw_example, train_sam
 from cmseg_core.schema import ForegroundConfig
 from cmseg_core.tracking.registry import packaged_model
 
@@ -69,6 +69,16 @@ def test_an_official_checkpoint_is_told_by_its_shapes(tmp_path):
     torch.save(build_sam_vit_b().state_dict(), tmp_path / "sam_vit_b.pth")
     sam = load_sam(tmp_path / "sam_vit_b.pth")
     assert (sam.name, sam.context, sam.image_size) == ("vit_b", "grey", 1024)
+
+
+def test_an_official_model_trained_further_keeps_its_architecture(tmp_path):
+    load_sam(packaged_model("sam"))
+    from segment_anything import build_sam_vit_b
+
+    sam = load_sam(save_sam(build_sam_vit_b(), "vit_b", tmp_path / "mine.pt", {"fields": 3}))
+    assert (sam.name, sam.architecture, sam.context, sam.image_size) == ("vit_b", "vit_b", "grey", 1024)
+    assert sam.whole_cells
+    assert sam.facts == {"fields": 3}
 
 
 class Evil:
@@ -247,14 +257,34 @@ def test_training_learns_and_repeats_itself():
         assert torch.equal(a, b)
 
 
+def test_a_model_is_trained_further(tmp_path):
+    fields = [LabelledField(*discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)]))]
+    first = SamTrainingConfig(architecture=TINY, steps=60, images_per_step=2, prompts_per_image=4, learning_rate=2e-3)
+    trained = train_sam(fields, first, validation=fields)
+    initial = load_sam(save_sam(trained.network, trained.architecture, tmp_path / "first.pt"))
+    before = {name: tensor.clone() for name, tensor in initial.network.state_dict().items()}
+    again = SamTrainingConfig(steps=4, images_per_step=2, prompts_per_image=4, learning_rate=1e-4)
+    on = train_sam(fields, again, validation=fields, initial=initial)
+    assert on.architecture == TINY, "the architecture is that of the model, not of the settings"
+    assert on.history[-1]["iou"] == pytest.approx(trained.history[-1]["iou"], abs=0.05)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in on.network.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in initial.network.state_dict().items())
+
+
 def test_prompts_point_at_their_masks():
     image, cells = discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)])
     config = SamTrainingConfig(architecture=TINY, background_share=0.3, prompts_per_image=12)
     rng = np.random.default_rng(0)
+    retina = Retina(size=64, grid=8, context="neighbours")
     filled = empty = 0
     for _ in range(12):
-        example = draw_example(rng, [LabelledField(image, cells)], config)
-        for (x, y), mask in zip(example.points, example.masks, strict=True):
+        example = draw_example(rng, [LabelledField(image, cells)], config, retina)
+        assert len(example.masks) == len(example.points) + len(example.boxes) == 12
+        for (left, top, right, bottom), mask in zip(example.boxes, example.masks[len(example.points) :], strict=True):
+            rows, columns = np.nonzero(mask)
+            off = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * 64 / mask.shape[0]
+            assert np.abs(off - [left, top, right, bottom]).max() < 0.25 * max(right - left, bottom - top) + 2
+        for (x, y), mask in zip(example.points, example.masks, strict=False):
             row, column = int(y * mask.shape[0] / 64), int(x * mask.shape[1] / 64)
             near = mask[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
             filled += bool(mask.any())
