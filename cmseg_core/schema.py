@@ -227,7 +227,10 @@ class ForegroundConfig(Frozen):
     cell_diameter_px: Annotated[int, Field(ge=16, le=256)] = 48
     """Diameter that such a cell gets on the isotropic working grid on which cells are found."""
     points_per_side: Annotated[int, Field(ge=2, le=64)] = 12
-    """Prompts along each side of a tile."""
+    """Points of the grid along each side of a tile."""
+    prompts: Literal["propagated", "grid"] = "propagated"
+    """What the model is asked in a section: `propagated`, the cells of the section before, with the whole grid in key
+    sections and wherever a cell is not found again; `grid`, the whole grid in every section, as in the paper."""
     pred_iou_thresh: Fraction = 0.50
     """Least quality the model itself predicts of a mask (0.88 in the official generator for the official weights)."""
     stability_score_thresh: Fraction = 0.50
@@ -356,6 +359,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "foreground": {
         "method": "sam",
         "points_per_side": 32,
+        "prompts": "grid",
         "pred_iou_thresh": 0.88,
         "stability_score_thresh": 0.95,
         "box_nms_thresh": 0.7,

@@ -13,7 +13,7 @@ from cmseg_core.tracking.registry import ResolvedModel
 from tasks.request import StoreAddress
 from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shape
 
-REVISION = 1
+REVISION = 2
 
 
 def working_pixel_nm(config: ForegroundConfig) -> float:

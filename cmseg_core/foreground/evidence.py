@@ -9,10 +9,11 @@ import edt
 import numpy as np
 from scipy import ndimage
 
-from cmseg_core.foreground.generator import Masks, generate_masks
-from cmseg_core.foreground.rules import cell_masks
-from cmseg_core.foreground.sam import SamModel, as_colours
+from cmseg_core.foreground.generator import MaskGenerator
+from cmseg_core.foreground.masks import Masks
+from cmseg_core.foreground.sam import SamModel
 from cmseg_core.foreground.threshold import threshold_foreground
+from cmseg_core.foreground.walk import Walk
 from cmseg_core.schema import ForegroundConfig
 
 
@@ -65,7 +66,8 @@ def find_cells(
         return CellEvidence(threshold_foreground(volume, config.cell_diameter_px), None)
     if sam is None:
         raise ValueError("the method 'sam' needs a model")
-    found = [_along(np.moveaxis(volume, axis, 0), pixel_nm, config, sam, progress) for axis in range(config.directions)]
+    generator = MaskGenerator(sam, config)
+    found = [_along(np.moveaxis(volume, axis, 0), pixel_nm, generator, progress) for axis in range(config.directions)]
     probability, interior = ([np.moveaxis(pair[which], 0, axis) for axis, pair in enumerate(found)] for which in (0, 1))
     if len(found) == 1:
         return CellEvidence(np.ascontiguousarray(probability[0]), np.ascontiguousarray(interior[0]))
@@ -79,20 +81,18 @@ def _median(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def _along(
     volume: np.ndarray,
     pixel_nm: float,
-    config: ForegroundConfig,
-    sam: SamModel,
+    generator: MaskGenerator,
     progress: Callable[[int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probability (uint8) and interior (float32, nm) of the sections along the first axis, made consistent along it."""
     probability = np.empty(volume.shape, np.uint8)
     interior = np.empty(volume.shape, np.float32)
-    for index in range(len(volume)):
-        masks = cell_masks(generate_masks(sam, as_colours(volume, index, sam.context), config), config)
+    for index, masks in enumerate(Walk(generator, volume).masks()):
         probability[index], interior[index] = flatten(masks)
         if progress is not None:
             progress(1)
     interior *= pixel_nm
-    sigma = config.z_smoothing_nm / pixel_nm
+    sigma = generator.config.z_smoothing_nm / pixel_nm
     if sigma > 0:
         ndimage.gaussian_filter1d(probability, sigma, axis=0, output=probability, mode="nearest")
         ndimage.gaussian_filter1d(interior, sigma, axis=0, output=interior, mode="nearest")
@@ -114,10 +114,6 @@ def flatten(masks: Masks) -> tuple[np.ndarray, np.ndarray]:
     interior : ndarray of float32
         Distance in pixels to the border of the mask that claims the pixel. The section's own border is none.
     """
-    shape = masks.logits.shape[1:]
-    if not len(masks):
-        return np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
-    best = masks.logits.max(axis=0)
-    owner = np.where(best > 0, masks.logits.argmax(axis=0) + 1, 0).astype(np.uint16)
+    best, owner = masks.flat()
     probability = (255 / (1 + np.exp(-np.clip(best, -20, 20)))).astype(np.uint8)
     return probability, edt.edt(owner, black_border=False, parallel=1)

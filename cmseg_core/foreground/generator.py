@@ -1,189 +1,238 @@
-"""Masks of one section from a grid of points.
+"""Masks of a section from prompts.
 
-The same procedure as segment_anything's ``SamAutomaticMaskGenerator`` (Kirillov et al. 2023, appendix B): ask the model
-at every point of a grid, keep masks that it predicts to be good and that are stable, drop near-duplicates by their
-boxes. It differs in where the work is done: quality, stability and duplicates are judged at the decoder's resolution,
-and only survivors are brought to the section's. ``tests/foreground`` compares the two.
+The procedure is that of segment_anything's ``SamAutomaticMaskGenerator`` (Kirillov et al. 2023, appendix B): ask the
+model at points, keep masks that it predicts to be good and that are stable, drop near-duplicates by their boxes. It
+differs in where the work is done. Every point is asked in one tile only, the one that shows most round it; quality is
+judged before a mask is drawn, stability and duplicates at the decoder's resolution, and only what survives is brought
+to the section's; the arithmetic is bfloat16 where the processor has it. ``benchmarks/bench_sam.py`` compares the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from cmseg_core.foreground.decoder import PromptDecoder, SeenImage
+from cmseg_core.foreground.encoder import embed_images
+from cmseg_core.foreground.masks import Masks, boxes_of, distinct_boxes
 from cmseg_core.foreground.sam import PADDING, SamModel
 from cmseg_core.schema import ForegroundConfig
 
-_PROMPTS_PER_BATCH = 64
 _OFFICIAL_TILE = 256
 """Edge in working pixels of a tile that an official model sees magnified to its 1024 pixels."""
+_TOKENS_AT_ONCE = 40_000
+"""Image tokens, all prompts of a batch together: more do not fit into the caches."""
+_PIXELS_AT_ONCE = 2**18
+"""Pixels of the tiles that the image encoder takes together."""
 _STABILITY_OFFSET = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
-    """Candidates of one tile or section.
+class Prompts:
+    """What a model is asked.
 
     Attributes
     ----------
-    logits : ndarray of float32, shape (n, rows, columns)
-        Above 0 inside a mask.
-    quality : ndarray of float32, shape (n,)
-        IoU that the model predicts of each mask.
-    boxes : ndarray of float32, shape (n, 4)
-        First row, first column, rows, columns.
+    points : ndarray of float64, shape (n, 2)
+        x, y in pixels of the section.
+    boxes : ndarray of float64, shape (m, 4)
+        Left, top, right, bottom.
     """
 
-    logits: np.ndarray
-    quality: np.ndarray
-    boxes: np.ndarray
+    points: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+
+    @classmethod
+    def at(cls, points: NDArray[np.float64]) -> Prompts:
+        """Points alone."""
+        return cls(points, np.zeros((0, 4)))
 
     def __len__(self) -> int:
-        return len(self.quality)
-
-    def take(self, chosen: np.ndarray) -> Masks:
-        """Some of the masks."""
-        return Masks(self.logits[chosen], self.quality[chosen], self.boxes[chosen])
+        return len(self.points) + len(self.boxes)
 
 
-def generate_masks(sam: SamModel, picture: np.ndarray, config: ForegroundConfig) -> Masks:
-    """Masks of one section.
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A part of a section, as the model has seen it."""
 
-    Sections larger than a tile are covered by tiles that overlap by half; a mask cut by the inner edge of a tile is
-    left to the neighbouring tile, which sees it whole.
+    top: int
+    left: int
+    rows: int
+    columns: int
+    image: SeenImage
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A section that the model has seen, in tiles that overlap by half.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Rows and columns.
+    tiles : list of Tile
+    """
+
+    shape: tuple[int, int]
+    tiles: list[Tile]
+
+    def tile_of(self, points: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Number of the tile that shows most round each point (x, y)."""
+        margins = [_margin(points, tile, self._inner(tile)) for tile in self.tiles]
+        return np.argmax(margins, axis=0)
+
+    def cut(self, masks: Masks, tile: Tile) -> NDArray[np.bool_]:
+        """Which masks of a tile reach its border inside the section, where another tile may see them whole."""
+        first, last = masks.boxes[:, :2], masks.boxes[:, :2] + masks.boxes[:, 2:]
+        top, left, bottom, right = self._inner(tile)
+        inner = np.array([top, left]), np.array([bottom, right])
+        at_first, at_last = inner[0] & (first <= 1), inner[1] & (last >= np.array([tile.rows, tile.columns]) - 1)
+        return np.atleast_1d(np.any(at_first | at_last, axis=1))
+
+    def _inner(self, tile: Tile) -> tuple[bool, bool, bool, bool]:
+        """Whether top, left, bottom and right of a tile lie inside the section."""
+        bottom, right = tile.top + tile.rows < self.shape[0], tile.left + tile.columns < self.shape[1]
+        return tile.top > 0, tile.left > 0, bottom, right
+
+
+class MaskGenerator:
+    """Asks a Segment Anything model about sections.
 
     Parameters
     ----------
     sam : SamModel
-    picture : ndarray of uint8, shape (rows, columns, 3)
     config : ForegroundConfig
-
-    Returns
-    -------
-    Masks
-        At the section's resolution, best first, near-duplicates dropped.
+    dtype : torch.dtype, optional
+        Of the computation; by default bfloat16 where the processor, or the GPU, computes with it.
     """
-    rows, columns = picture.shape[:2]
-    edge = sam.image_size if sam.name == "small" else _OFFICIAL_TILE
-    found: list[Masks] = []
-    for top in _starts(rows, edge):
-        for left in _starts(columns, edge):
-            tile = picture[top : top + edge, left : left + edge]
-            masks = _tile_masks(sam, tile, edge, config)
-            inner = (top > 0, left > 0, top + edge < rows, left + edge < columns)
-            masks = masks.take(np.flatnonzero(~_cut(masks, tile.shape, inner)))
-            if len(masks):
-                found.append(_placed(masks, (rows, columns), top, left))
-    if not found:
-        return Masks(np.zeros((0, rows, columns), np.float32), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
-    every = Masks(
-        *(np.concatenate(parts) for parts in zip(*((m.logits, m.quality, m.boxes) for m in found), strict=True))
-    )
-    return every.take(_distinct(every.boxes, every.quality, config.box_nms_thresh))
+
+    def __init__(self, sam: SamModel, config: ForegroundConfig, dtype: torch.dtype | None = None) -> None:
+        self.sam, self.config = sam, config
+        self.dtype = dtype or (torch.bfloat16 if has_bfloat16(sam.device) else torch.float32)
+        with torch.inference_mode():
+            self.decoder = PromptDecoder(sam, self.dtype)
+        self.edge = _OFFICIAL_TILE if isinstance(sam.architecture, str) else sam.image_size
+
+    @torch.inference_mode()
+    def look(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Section]:
+        """Show sections (rows, columns, 3), all of one size, to the image encoder."""
+        rows, columns = pictures[0].shape[:2]
+        places = [(top, left) for top in tile_starts(rows, self.edge) for left in tile_starts(columns, self.edge)]
+        edge = self.edge
+        tiles = [picture[top : top + edge, left : left + edge] for picture in pictures for top, left in places]
+        seen: list[Tile] = []
+        at_once = max(1, _PIXELS_AT_ONCE // self.sam.image_size**2)
+        for start in range(0, len(tiles), at_once):
+            batch = torch.stack([self._input(tile) for tile in tiles[start : start + at_once]])
+            with torch.autocast(self.sam.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                embeddings = embed_images(self.sam.network.image_encoder, batch)
+            for number, embedding in enumerate(embeddings, start):
+                top, left = places[number % len(places)]
+                height, width = tiles[number].shape[:2]
+                seen.append(Tile(top, left, height, width, self.decoder.see(embedding[None])))
+        count = len(places)
+        return [Section((rows, columns), seen[n : n + count]) for n in range(0, len(seen), count)]
+
+    def ask(self, section: Section, prompts: Prompts) -> Masks:
+        """Masks that the model gives for prompts: good ones, distinct ones, the best first."""
+        found = Masks.none(section.shape)
+        points, boxes = (section.tile_of(centres) for centres in (prompts.points, _centres(prompts.boxes)))
+        for number, tile in enumerate(section.tiles):
+            mine = Prompts(prompts.points[points == number], prompts.boxes[boxes == number])
+            if len(mine):
+                found = found.and_those(self._ask_tile(section, tile, mine))
+        return found.distinct(self.config.box_nms_thresh)
+
+    @torch.inference_mode()
+    def _ask_tile(self, section: Section, tile: Tile, prompts: Prompts) -> Masks:
+        corner, scale = np.array([tile.left, tile.top]), self.sam.image_size / self.edge
+        kinds = ((prompts.points - corner) * scale, (prompts.boxes - np.tile(corner, 2)) * scale)
+        embedded = [
+            self.decoder.embed(*(self._floats(kind) if n == which else None for n in range(2)))
+            for which, kind in enumerate(kinds)
+            if len(kind)
+        ]
+        tokens = torch.cat(embedded)
+        at_once = max(1, _TOKENS_AT_ONCE // len(tile.image.tokens))
+        drawn: list[torch.Tensor] = []
+        good: list[torch.Tensor] = []
+        for start in range(0, len(tokens), at_once):
+            quality, draw = self.decoder.decode(tile.image, tokens[start : start + at_once])
+            prompt, mask = torch.nonzero(quality >= self.config.pred_iou_thresh, as_tuple=True)
+            low = draw(prompt, mask)
+            stable = stability(low) >= self.config.stability_score_thresh
+            drawn.append(low[stable])
+            good.append(quality[prompt, mask][stable])
+        masks = self._distinct_in(tile, torch.cat(drawn), torch.cat(good))
+        return masks.take(np.flatnonzero(~section.cut(masks, tile))).moved(tile.top, tile.left, section.shape)
+
+    def _distinct_in(self, tile: Tile, low: torch.Tensor, quality: torch.Tensor) -> Masks:
+        """Masks of a tile at the section's resolution, from those at the decoder's, which cover the padded square."""
+        rows, columns = (max(1, round(low.shape[1] * n / self.edge)) for n in (tile.rows, tile.columns))
+        boxes = boxes_of((low[:, :rows, :columns] > 0).cpu().numpy())
+        kept = distinct_boxes(boxes, quality.cpu().numpy(), self.config.box_nms_thresh)
+        low, quality = low[kept], quality[kept]
+        if low.shape[1] != self.edge:
+            low = F.interpolate(low[:, None], (self.edge, self.edge), mode="bilinear")[:, 0]
+        return Masks.of(low[:, : tile.rows, : tile.columns].cpu().numpy(), quality.cpu().numpy())
+
+    def _input(self, tile: NDArray[np.uint8]) -> torch.Tensor:
+        size, network = self.sam.image_size, self.sam.network
+        if size != self.edge:
+            scale = size / self.edge
+            shape = (round(tile.shape[1] * scale), round(tile.shape[0] * scale))
+            tile = cv2.resize(tile, shape, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+        square = np.full((size, size, 3), PADDING, np.uint8)
+        square[: tile.shape[0], : tile.shape[1]] = tile
+        pixels = torch.from_numpy(square).to(self.sam.device).permute(2, 0, 1).float()
+        return (pixels - network.pixel_mean) / network.pixel_std
+
+    def _floats(self, values: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.sam.device, torch.float32)
 
 
-def point_grid(rows: int, columns: int, edge: int, points_per_side: int) -> np.ndarray:
-    """Centres (x, y) of a grid with `points_per_side` points along `edge`, over a tile that may be smaller."""
-    down, across = (max(1, round(points_per_side * n / edge)) for n in (rows, columns))
-    y = (np.arange(down) + 0.5) * rows / down
-    x = (np.arange(across) + 0.5) * columns / across
+def point_grid(shape: tuple[int, int], spacing: float) -> NDArray[np.float64]:
+    """Points (x, y) of a square grid over a section, about `spacing` pixels apart."""
+    y, x = ((np.arange(count) + 0.5) * n / count for n in shape for count in [max(1, round(n / spacing))])
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def _starts(length: int, edge: int) -> list[int]:
+def tile_starts(length: int, edge: int) -> list[int]:
+    """First pixels of the tiles that cover a length, evenly spaced, with at least half of a tile shared."""
     if length <= edge:
         return [0]
     count = int(np.ceil((length - edge) / (edge / 2))) + 1
     return [round(i * (length - edge) / (count - 1)) for i in range(count)]
 
 
-@torch.inference_mode()
-def _tile_masks(sam: SamModel, tile: np.ndarray, edge: int, config: ForegroundConfig) -> Masks:
-    rows, columns = tile.shape[:2]
-    scale = sam.image_size / edge
-    network = sam.network
-    embedding = network.image_encoder(_network_input(sam, tile, scale))
-    points = point_grid(rows, columns, edge, config.points_per_side) * scale
-    logits, quality = [], []
-    for low, predicted in _decode(sam, embedding, points):
-        good = predicted >= config.pred_iou_thresh
-        low, predicted = low[good], predicted[good]
-        stable = _stability(low) >= config.stability_score_thresh
-        logits.append(low[stable])
-        quality.append(predicted[stable])
-    low, predicted = torch.cat(logits), torch.cat(quality)
-    # Low-resolution masks cover the padded square; the section is its corner.
-    inside = low[:, : max(1, round(low.shape[1] * rows / edge)), : max(1, round(low.shape[2] * columns / edge))]
-    boxes = _boxes((inside > 0).cpu().numpy())
-    keep = _distinct(boxes, predicted.cpu().numpy(), config.box_nms_thresh)
-    survivors = F.interpolate(low[torch.from_numpy(keep).to(low.device)][:, None], (edge, edge), mode="bilinear")
-    full = survivors[:, 0, :rows, :columns].float().cpu().numpy()
-    boxes = _boxes(full > 0)
-    seen = boxes[:, 2] > 0
-    return Masks(full[seen], predicted.cpu().numpy()[keep][seen], boxes[seen])
-
-
-def _network_input(sam: SamModel, tile: np.ndarray, scale: float) -> torch.Tensor:
-    if scale != 1:
-        size = (round(tile.shape[1] * scale), round(tile.shape[0] * scale))
-        tile = cv2.resize(tile, size, interpolation=cv2.INTER_LINEAR)
-    square = np.full((sam.image_size, sam.image_size, 3), PADDING, np.uint8)
-    square[: tile.shape[0], : tile.shape[1]] = tile
-    pixels = torch.from_numpy(square).to(sam.device).permute(2, 0, 1).float()
-    return ((pixels - sam.network.pixel_mean) / sam.network.pixel_std)[None]
-
-
-def _decode(sam: SamModel, embedding: torch.Tensor, points: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    # A model trained on cells gives the whole cell as its single mask; the official ones whole, part, part of a part.
-    tokens = slice(0, 1) if sam.whole_cells else slice(1, None)
-    position = sam.network.prompt_encoder.get_dense_pe()
-    for start in range(0, len(points), _PROMPTS_PER_BATCH):
-        batch = torch.from_numpy(points[start : start + _PROMPTS_PER_BATCH]).to(sam.device).float()[:, None]
-        labels = torch.ones(batch.shape[:2], dtype=torch.int, device=sam.device)
-        sparse, dense = sam.network.prompt_encoder(points=(batch, labels), boxes=None, masks=None)
-        logits, quality = sam.network.mask_decoder.predict_masks(embedding, position, sparse, dense)
-        yield logits[:, tokens].flatten(0, 1), quality[:, tokens].flatten()
-
-
-def _stability(logits: torch.Tensor) -> torch.Tensor:
+def stability(logits: torch.Tensor) -> torch.Tensor:
+    """IoU of each mask (n, rows, columns) at a raised and at a lowered threshold."""
     raised = (logits > _STABILITY_OFFSET).sum(dim=(1, 2))
     lowered = (logits > -_STABILITY_OFFSET).sum(dim=(1, 2))
     return raised / lowered.clamp(min=1)
 
 
-def _boxes(masks: np.ndarray) -> np.ndarray:
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows):
-            box[:] = rows[0], columns[0], rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-    return boxes
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes with bfloat16 rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _distinct(boxes: np.ndarray, quality: np.ndarray, threshold: float) -> np.ndarray:
-    """Indices of the boxes that survive non-maximum suppression, best first."""
-    if not len(boxes):
-        return np.zeros(0, np.int64)
-    kept = cv2.dnn.NMSBoxes(boxes.tolist(), quality.tolist(), 0.0, threshold)
-    return np.asarray(kept, dtype=np.int64).ravel()
+def _centres(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
-def _cut(masks: Masks, shape: tuple[int, ...], inner: tuple[bool, bool, bool, bool]) -> np.ndarray:
-    top, left, height, width = masks.boxes.T
-    return (
-        (inner[0] & (top <= 1))
-        | (inner[1] & (left <= 1))
-        | (inner[2] & (top + height >= shape[0] - 1))
-        | (inner[3] & (left + width >= shape[1] - 1))
-    )
-
-
-def _placed(masks: Masks, shape: tuple[int, int], top: int, left: int) -> Masks:
-    logits = np.full((len(masks), *shape), -20.0, np.float32)
-    logits[:, top : top + masks.logits.shape[1], left : left + masks.logits.shape[2]] = masks.logits
-    return Masks(logits, masks.quality, masks.boxes + np.array([top, left, 0, 0], np.float32))
+def _margin(points: NDArray[np.float64], tile: Tile, inner: tuple[bool, bool, bool, bool]) -> NDArray[np.float64]:
+    """Distance of points to the border of a tile inside the section; negative outside the tile."""
+    x, y = points.T
+    far = float(tile.rows + tile.columns)
+    sides = (y - tile.top, x - tile.left, tile.top + tile.rows - y, tile.left + tile.columns - x)
+    distances = [side if inside else np.where(side < 0, side, far) for side, inside in zip(sides, inner, strict=True)]
+    return np.min(distances, axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmseg_core.foreground.generator import Masks
+from cmseg_core.foreground.masks import Masks
 from cmseg_core.schema import ForegroundConfig
 
 NESTED = 0.85
@@ -31,23 +31,23 @@ def cell_masks(masks: Masks, config: ForegroundConfig) -> Masks:
     Masks
         The largest first.
     """
-    filled = masks.logits > 0
-    area = filled.sum(axis=(1, 2)).astype(np.float64)
+    area = masks.areas().astype(np.float64)
     diameter = np.sqrt(4 * area / np.pi) / config.cell_diameter_px
     sized = np.flatnonzero((diameter >= config.min_diameter_fraction) & (diameter <= config.max_diameter_fraction))
     sized = sized[np.argsort(-area[sized], kind="stable")]
-    flat = filled[sized].reshape(len(sized), filled[0].size if len(filled) else 0).astype(np.float32)
-    shared = flat @ flat.T
-    size = area[sized]
+    candidates, size = masks.take(sized), area[sized]
+    shared = candidates.shared(candidates)
     kept: list[int] = []
     for i in range(len(sized)):
         if any(shared[i, k] > NESTED * size[i] for k in kept):
             continue
         parts = [j for j in range(i + 1, len(sized)) if shared[i, j] > NESTED * size[j] and size[j] > size[i] / 4]
-        if len(_apart(parts, shared, size)) >= 2 and flat[parts].max(axis=0).sum() > CLUMP * size[i]:
-            continue
+        if len(_apart(parts, shared, size)) >= 2:
+            taken = np.count_nonzero(candidates.take(parts).covered() & candidates.take([i]).covered())
+            if taken > CLUMP * size[i]:
+                continue
         kept.append(i)
-    return masks.take(sized[kept])
+    return candidates.take(kept)
 
 
 def _apart(parts: list[int], shared: np.ndarray, size: np.ndarray) -> list[int]:

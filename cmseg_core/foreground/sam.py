@@ -81,6 +81,11 @@ class SamModel:
         return self.network.image_encoder.img_size
 
     @property
+    def knows_boxes(self) -> bool:
+        """Whether boxes were among the prompts of its training."""
+        return not self.whole_cells or self.facts.get("training", {}).get("box_share", 0) > 0
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return self.network.device

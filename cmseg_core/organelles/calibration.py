@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -19,17 +21,35 @@ def apply_temperature(probabilities: NDArray[np.float32], temperature: float) ->
     return scaled / scaled.sum(axis=-1, keepdims=True)
 
 
-def fit_temperature(probabilities: NDArray[np.float32], truth: NDArray[np.integer], weights: Weights | None) -> float:
-    """Temperature with the least cross-entropy of what the directions say together.
+@dataclass(frozen=True, eq=False)
+class DeliveredVoxels:
+    """Held-out voxels of the native grid, and what the probabilities there are made of.
+
+    Attributes
+    ----------
+    said : ndarray of float32, shape (voxels, corners, directions, classes)
+        What each direction says at the voxels of the cube that a voxel lies between: eight where probabilities are
+        interpolated, else one.
+    shares : ndarray of float32, shape (voxels, corners)
+        What each of them counts for; of sum 1.
+    truth : ndarray of uint8, shape (voxels,)
+    """
+
+    said: NDArray[np.float32]
+    shares: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+
+
+def fit_temperature(voxels: DeliveredVoxels, weights: Weights | None) -> float:
+    """Temperature with the least cross-entropy of what the directions say together, on the grid of the result.
 
     It is the fused probability that the pipeline reports, and fusing changes how sure it is: the maximum of several
-    directions, brought back to a sum of 1, is less sure than any of them.
+    directions, brought back to a sum of 1, is less sure than any of them. So does the way from the cube to the native
+    grid, where an outline that runs between two voxels of the cube is known better than either of them.
 
     Parameters
     ----------
-    probabilities : ndarray of float32, shape (voxels, directions, classes)
-        Of held-out voxels.
-    truth : ndarray of integers, shape (voxels,)
+    voxels : DeliveredVoxels
     weights : ndarray of float64, shape (directions, classes), or None
         What a direction counts for in each class. None: the maximum.
 
@@ -42,12 +62,14 @@ def fit_temperature(probabilities: NDArray[np.float32], truth: NDArray[np.intege
     ----------
     .. [1] Guo et al., "On calibration of modern neural networks", 2017.
     """
-    voxels = np.arange(len(truth))
+    count, corners, directions, classes = voxels.said.shape
+    every = np.arange(count)
 
     def cross_entropy(log_temperature: float) -> float:
-        softened = apply_temperature(probabilities, float(np.exp(log_temperature)))
-        fused = fuse(softened, weights)
-        return float(-np.log(np.maximum(fused[voxels, truth] / fused.sum(axis=1), _TINY)).mean())
+        softened = apply_temperature(voxels.said, float(np.exp(log_temperature)))
+        fused = fuse(softened.reshape(-1, directions, classes), weights).reshape(count, corners, classes)
+        fused = np.einsum("vkc,vk->vc", fused, voxels.shares)
+        return float(-np.log(np.maximum(fused[every, voxels.truth] / fused.sum(axis=1), _TINY)).mean())
 
     found = minimize_scalar(cross_entropy, bounds=(np.log(0.25), np.log(4.0)), method="bounded")
     return float(np.exp(found.x))

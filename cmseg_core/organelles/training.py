@@ -23,7 +23,7 @@ from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import Precision, build_unet, precision
 from cmseg_core.organelles.normalization import FusedBatchNormalization
 from cmseg_core.organelles.optimizer import OptimizerName
-from cmseg_core.organelles.trial import directions_on
+from cmseg_core.organelles.trial import delivered_on, directions_on
 from cmseg_core.organelles.weighting import fit_weights
 from cmseg_core.schema import Frozen, PreprocessConfig, Taxonomy, first_problem
 
@@ -242,7 +242,9 @@ def train(
     learnt = sorted({axis for cube in cubes for axis in section_axes(cube.labels.shape, size)} | _known_axes(initial))
     weights = weights_of("mean", None, learnt, len(taxonomy))
     model = OrganelleModel(plain, taxonomy, size, 1.0, metadata, weights)
-    return TrainingResult(_fitted(model, held_out_cubes, learnt) if held_out_cubes else model, history)
+    if held_out_cubes:
+        model = _fitted(model, validation, held_out_cubes, learnt, preprocess)
+    return TrainingResult(model, history)
 
 
 def _known_axes(initial: OrganelleModel | None) -> set[int]:
@@ -253,12 +255,19 @@ def _known_axes(initial: OrganelleModel | None) -> set[int]:
     return {axis for axis, shares in enumerate(weights) if shares.any()}
 
 
-def _fitted(model: OrganelleModel, held_out: list[Cube], learnt: list[int]) -> OrganelleModel:
+def _fitted(
+    model: OrganelleModel,
+    cells: Sequence[LabelledCell],
+    cubes: list[Cube],
+    learnt: list[int],
+    preprocess: PreprocessConfig,
+) -> OrganelleModel:
     """The model with its weights of the directions, and the temperature of what they then say together."""
-    said, truth, cell = directions_on(model, held_out)
-    softened = apply_temperature(said, fit_temperature(said, truth, equal_weights(len(model.taxonomy))))
+    delivered = delivered_on(model, cells, preprocess)
+    said, truth, cell = directions_on(model, cubes)
+    softened = apply_temperature(said, fit_temperature(delivered, equal_weights(len(model.taxonomy))))
     weights = weights_of("model", fit_weights(softened, truth, cell), learnt, len(model.taxonomy))
-    return replace(model, fusion=weights, temperature=fit_temperature(said, truth, weights))
+    return replace(model, fusion=weights, temperature=fit_temperature(delivered, weights))
 
 
 def _architecture(config: TrainingConfig, taxonomy: Taxonomy, initial: OrganelleModel | None) -> dict[str, Any]:

@@ -143,6 +143,30 @@ class CubeGrid:
             return _take(cube, tuple(np.clip(np.floor(u), 0, self.side - 1).astype(np.int64) for u in places), 0)
         return _blend(cube, tuple(u - 0.5 for u in places), tuple(np.ones(n, bool) for n in self.crop_shape), 0)
 
+    def corners(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The voxels of the cube between which voxels of the crop lie, as :meth:`to_native` interpolates them.
+
+        Parameters
+        ----------
+        places : ndarray of integers, shape (n, 3)
+            Voxels of the crop: z, y, x.
+
+        Returns
+        -------
+        corners : ndarray of int64, shape (n, 8, 3)
+            Voxels of the cube.
+        shares : ndarray of float32, shape (n, 8)
+            What each of them counts for; of sum 1.
+        """
+        scale = np.array(self.voxel_size.zyx) / self.pixel_nm
+        exact = np.clip((places + 0.5) * scale + np.array(self.offset) - 0.5, 0, self.side - 1)
+        lower = np.floor(exact).astype(np.int64)
+        upper, share = np.minimum(lower + 1, self.side - 1), exact - lower
+        which = np.array(np.meshgrid(*[[False, True]] * 3, indexing="ij")).reshape(3, 8).T
+        corners = np.where(which, upper[:, None], lower[:, None])
+        shares = np.where(which, share[:, None], 1 - share[:, None]).prod(axis=-1)
+        return corners, shares.astype(np.float32)
+
     def _expect(self, volume: np.ndarray, shape: tuple[int, ...]) -> None:
         if volume.shape != tuple(shape):
             raise ValueError(f"the volume has shape {volume.shape}, the grid {tuple(shape)}")

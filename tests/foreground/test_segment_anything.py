@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from cmseg_core.errors import InputError
-from cmseg_core.foreground import find_cells, load_sam, save_sam
+from cmseg_core.foreground import encoder, find_cells, load_sam, save_sam
+from cmseg_core.foreground.decoder import PromptDecoder
 from cmseg_core.foreground.evidence import flatten
-from cmseg_core.foreground.generator import Masks, _distinct, _starts, generate_masks, point_grid
+from cmseg_core.foreground.generator import MaskGenerator, Prompts, point_grid, tile_starts
+from cmseg_core.foreground.masks import Masks, distinct_boxes
 from cmseg_core.foreground.rules import cell_masks
 from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small
 from cmseg_core.foreground.threshold import threshold_foreground
 from cmseg_core.foreground.training import LabelledField, Retina, SamTrainingConfig, draw_example, train_sam
+from cmseg_core.foreground.walk import Walk
 from cmseg_core.schema import ForegroundConfig
 from cmseg_core.tracking.registry import packaged_model
 
@@ -35,11 +38,15 @@ def discs(shape, circles, inside=90, outside=170):
 
 def masks_of(*areas):
     logits = np.stack([np.where(area, 5.0, -5.0) for area in areas]).astype(np.float32)
-    boxes = []
-    for area in areas:
-        rows, columns = np.nonzero(area)
-        boxes.append((rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1))
-    return Masks(logits, np.full(len(areas), 0.9, np.float32), np.array(boxes, np.float32))
+    return Masks.of(logits, np.full(len(areas), 0.9, np.float32))
+
+
+def masks_at_a_grid(sam, picture, config):
+    """Cells of one section from the whole grid."""
+    generator = MaskGenerator(sam, config)
+    (section,) = generator.look([picture])
+    points = point_grid(section.shape, generator.edge / config.points_per_side)
+    return cell_masks(generator.ask(section, Prompts.at(points)), config)
 
 
 def disc(cy, cx, r, n=120):
@@ -129,7 +136,7 @@ def plain_nms(boxes, scores, _categories, iou_threshold):
     """Stands in for torchvision's compiled operator, which does not load beside a CPU build of PyTorch."""
     corners = boxes.cpu().numpy()
     sized = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    return torch.from_numpy(_distinct(sized, scores.cpu().numpy(), iou_threshold))
+    return torch.from_numpy(distinct_boxes(sized, scores.cpu().numpy(), iou_threshold))
 
 
 def test_the_generator_agrees_with_the_official_one(packaged, monkeypatch):
@@ -142,7 +149,7 @@ def test_the_generator_agrees_with_the_official_one(packaged, monkeypatch):
     image, cells = discs((11, edge, edge), circles)
     picture = as_colours(image, 5, packaged.context)
     config = ForegroundConfig()
-    ours = cell_masks(generate_masks(packaged, picture, config), config)
+    ours = masks_at_a_grid(packaged, picture, config)
     official = SamAutomaticMaskGenerator(
         packaged.network,
         points_per_side=config.points_per_side,
@@ -150,21 +157,86 @@ def test_the_generator_agrees_with_the_official_one(packaged, monkeypatch):
         stability_score_thresh=config.stability_score_thresh,
         box_nms_thresh=config.box_nms_thresh,
     ).generate(picture)
-    a = (ours.logits > 0).any(axis=0)
+    a = ours.covered()
     b = np.any([m["segmentation"] for m in official], axis=0)
     truth = cells[5] > 0
     assert (a & b).sum() / (a | b).sum() > 0.95
     assert (a & truth).sum() / (a | truth).sum() > 0.85
 
 
+@pytest.mark.parametrize("at_once", [1, 2**14, 2**23])
+def test_the_encoder_gives_the_embedding_of_the_official_one(packaged, monkeypatch, at_once):
+    monkeypatch.setattr(encoder, "_SCORES_AT_ONCE", at_once)
+    images = torch.randn((2, 3, 160, 160), generator=torch.manual_seed(0))
+    with torch.inference_mode():
+        official = packaged.network.image_encoder(images)
+        ours = encoder.embed_images(packaged.network.image_encoder, images)
+    assert torch.allclose(ours, official, atol=1e-4)
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_the_decoder_gives_the_masks_of_the_official_one(packaged, boxes):
+    network, edge = packaged.network, packaged.image_size
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, edge, (6, 2, 2)), axis=1).reshape(6, 4)
+    with torch.inference_mode():
+        embedding = torch.randn((1, 128, 20, 20), generator=torch.manual_seed(0))
+        asked = torch.from_numpy(corners).float()
+        points = (asked[:, None, :2], torch.ones(6, 1, dtype=torch.int))
+        prompted = {"points": None, "boxes": asked} if boxes else {"points": points, "boxes": None}
+        sparse, dense = network.prompt_encoder(**prompted, masks=None)
+        position = network.prompt_encoder.get_dense_pe()
+        logits, quality = network.mask_decoder.predict_masks(embedding, position, sparse, dense)
+        decoder = PromptDecoder(packaged, torch.float32)
+        prompts = decoder.embed(None, asked) if boxes else decoder.embed(asked[:, :2], None)
+        ours, draw = decoder.decode(decoder.see(embedding), prompts)
+        assert torch.allclose(ours, quality[:, :1], atol=1e-4)
+        wanted = torch.tensor([5, 0, 3])
+        assert torch.allclose(draw(wanted, torch.zeros(3, dtype=torch.int64)), logits[wanted, 0], atol=1e-3)
+        rough = PromptDecoder(packaged, torch.bfloat16)
+        drawn = rough.decode(rough.see(embedding), prompts)[1](wanted, torch.zeros(3, dtype=torch.int64))
+        assert ((drawn > 0) == (logits[wanted, 0] > 0)).float().mean() > 0.99
+
+
+def test_masks_know_what_they_share():
+    left, right, apart = disc(40, 30, 20), disc(40, 50, 20), disc(100, 100, 8)
+    masks = masks_of(left, right, apart)
+    shared = masks.shared(masks)
+    assert shared[0, 1] == shared[1, 0] == (left & right).sum()
+    assert np.array_equal(np.diag(shared), masks.areas()) and shared[0, 2] == 0
+    assert masks.overlap(masks)[0, 1] == pytest.approx((left & right).sum() / (left | right).sum())
+    assert np.array_equal(masks.covered(), left | right | apart)
+    assert np.array_equal(masks.moved(3, 5, (200, 200)).covered()[3:123, 5:125], masks.covered())
+    nothing = masks.take([])
+    assert not nothing.covered().any() and nothing.shared(masks).shape == (0, 3) and len(nothing.distinct(0.5)) == 0
+
+
+def test_cells_are_carried_from_section_to_section(packaged):
+    # One cell reaches through, one ends between two key sections, one begins there.
+    circles = [(20, 40, 40, 22), (3, 45, 105, 20), (38, 105, 60, 22)]
+    image, cells = discs((40, 140, 140), circles)
+    generator = MaskGenerator(packaged, ForegroundConfig())
+    asked = []
+    ask = generator.ask
+    generator.ask = lambda section, prompts: asked.append(len(prompts)) or ask(section, prompts)
+    carried = np.stack([flatten(masks)[0] >= 128 for masks in Walk(generator, image).masks()])
+    everywhere = Walk(MaskGenerator(packaged, ForegroundConfig(prompts="grid")), image)
+    grid = np.stack([flatten(masks)[0] >= 128 for masks in everywhere.masks()])
+    truth = cells > 0
+    for found in (carried, grid):
+        assert (found & truth).sum() / (found | truth).sum() > 0.85
+    assert (carried & grid).sum() / (carried | grid).sum() > 0.97
+    assert sum(asked) < 0.5 * len(image) * len(everywhere.fine)
+
+
 def test_points_lie_in_the_section():
-    grid = point_grid(50, 100, 160, 16)
+    grid = point_grid((50, 100), 10)
     assert len(grid) == 50 and grid.min() > 0 and grid[:, 0].max() < 100 and grid[:, 1].max() < 50
 
 
 @pytest.mark.parametrize("length", [10, 160, 161, 239, 240, 700])
 def test_tiles_cover_a_section_and_overlap_by_half(length):
-    starts = _starts(length, 160)
+    starts = tile_starts(length, 160)
     assert starts[0] == 0 and starts[-1] + 160 >= length
     assert all(0 < b - a <= 80 for a, b in zip(starts, starts[1:], strict=False))
 
@@ -174,7 +246,7 @@ def test_a_section_larger_than_a_tile_has_no_seams(packaged):
     circles = [(1, y, x, 22) for y in range(30, n - 20, 55) for x in range(30, n - 20, 55)]
     image, cells = discs((3, n, n), circles)
     config = ForegroundConfig()
-    found, _ = flatten(cell_masks(generate_masks(packaged, as_colours(image, 1, packaged.context), config), config))
+    found, _ = flatten(masks_at_a_grid(packaged, as_colours(image, 1, packaged.context), config))
     truth = cells[1] > 0
     assert ((found >= 128) & truth).sum() / ((found >= 128) | truth).sum() > 0.85
 
@@ -188,8 +260,7 @@ def test_rules_drop_debris_background_organelles_and_clumps():
     clump = left | right | disc(40, 51, 6)
     organelle, debris, everything = disc(40, 25, 8), disc(100, 100, 2), np.ones((120, 120), bool)
     kept = cell_masks(masks_of(left, clump, organelle, debris, everything, right), config)
-    areas = {int((m > 0).sum()) for m in kept.logits}
-    assert areas == {int(left.sum()), int(right.sum())}
+    assert set(kept.areas()) == {int(left.sum()), int(right.sum())}
 
 
 def test_rules_may_leave_no_mask():

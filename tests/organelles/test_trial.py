@@ -7,7 +7,7 @@ from cmseg_core.organelles.inference import label_cell
 from cmseg_core.organelles.model import OrganelleModel
 from cmseg_core.organelles.network import build_unet
 from cmseg_core.organelles.tiling import predict_sections
-from cmseg_core.organelles.trial import directions_on, try_cell
+from cmseg_core.organelles.trial import delivered_on, directions_on, try_cell
 from cmseg_core.schema import OrganellesConfig, PreprocessConfig
 from tests.organelles.toy import TAXONOMY, toy_cell
 
@@ -56,3 +56,22 @@ def test_voxels_are_told_with_what_each_direction_says_of_them() -> None:
     along_z = np.concatenate([predict_sections(cube.image[..., None], raw, 32).reshape(-1, 4) for cube in cubes])
     nearest = [np.abs(along_z - row).max(axis=1).min() for row in said[:50, 0]]
     assert max(nearest) < 1e-5, "the first direction is the one across z"
+
+
+def test_delivered_voxels_are_those_of_the_result() -> None:
+    """What is said at the corners makes up the confidence that the pipeline gives, for cells and for fields."""
+    model = OrganelleModel(build_unet(len(TAXONOMY), 32, width=4, depth=2), TAXONOMY, 32)
+    preprocess = PreprocessConfig()
+    cell = toy_cell(0, edge=44)
+    field = replace(toy_cell(1, edge=32), field=True)
+    for one, corners in ((cell, 8), (field, 1)):
+        voxels = delivered_on(model, [one], preprocess, voxels=500)
+        assert voxels.said.shape == (500, corners, 3, len(TAXONOMY))
+        np.testing.assert_allclose(voxels.shares.sum(axis=1), 1, atol=1e-5)
+        fused = np.einsum("vkdc,vk->vc", voxels.said, voxels.shares) / 3
+        stated = np.rint(255 * fused.max(axis=1)).astype(int)
+        result = label_cell(one, model, OrganellesConfig(), preprocess)
+        assert set(stated) <= {n + d for n in np.unique(result.confidence).astype(int) for d in (-1, 0, 1)}
+    both = delivered_on(model, [cell, field], preprocess, voxels=500)
+    assert both.said.shape[:2] == (500, 8)
+    assert set(np.unique(both.truth)) >= {1, 2}

@@ -62,6 +62,16 @@ class TestResize:
 
 
 class TestCube:
+    @settings(max_examples=50, deadline=None)
+    @given(shape=SIDES, edges=EDGES, side=st.integers(4, 12))
+    def test_corners_are_what_is_interpolated(self, shape, edges, side):
+        grid = CubeGrid(shape, VoxelSize.from_zyx(edges), side)
+        cube = np.random.default_rng(0).random((side,) * 3).astype(np.float32)
+        places = np.argwhere(np.ones(shape, bool))
+        corners, shares = grid.corners(places)
+        blended = (cube[tuple(np.moveaxis(corners, -1, 0))] * shares).sum(axis=1)
+        np.testing.assert_allclose(blended.reshape(shape), grid.to_native(cube, "linear"), atol=1e-5)
+
     @settings(max_examples=150, deadline=None)
     @given(shape=SIDES, edges=EDGES, spare=st.integers(0, 9))
     def test_labels_come_back_where_the_cube_is_fine_enough(self, shape, edges, spare):
