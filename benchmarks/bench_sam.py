@@ -74,10 +74,11 @@ def compare_times(sections: int, threads: int) -> None:
     field = draw_field(7300, cells=24, voxel_size=WORKING, shape=(sections + 1, 256, 256))
     volume, _, _ = field.render(0, sections + 1)
     large = cv2.resize(as_colours(volume, 0, "grey"), (1024, 1024), interpolation=cv2.INTER_LINEAR)
-    print(f"vit_b, random weights, {threads} threads, {sections} sections from key to key")
+    print(f"vit_b, random weights, propagated, {threads} threads, {sections} sections from key to key")
     print("| masks that pass | official, s a section | cmseg, s a section | times faster |\n| --- | --- | --- | --- |")
     for name, threshold in (("none", 1.0), ("all", 0.0)):
-        config = ForegroundConfig(pred_iou_thresh=threshold, stability_score_thresh=threshold)
+        thresholds = {"pred_iou_thresh": threshold, "stability_score_thresh": threshold}
+        config = ForegroundConfig(prompts="propagated", **thresholds)
         generator = official(sam, 32, config)
         theirs = timed(partial(generator.generate, large))
         walk = Walk(MaskGenerator(sam, config), volume[:-1])

@@ -1,9 +1,10 @@
-"""Cells from section to section: the masks of one section are the prompts for the next.
+"""Cells from section to section.
 
-Key sections are asked everywhere, at the points of a grid. They lie so close that nothing as large as the smallest cell
-fits between two of them. From each the masks are carried on, section by section: every cell is asked for where it was,
-and where what comes back disagrees with that, at all points of the grid there. Cells that begin between two key
-sections are then carried back from the second one to where they begin.
+With the setting ``prompts: grid`` every section is a key section. With ``propagated`` the masks of one section are the
+prompts for the next. Key sections are asked everywhere, at the points of a grid. They lie so close that nothing as large
+as the smallest cell fits between two of them. From each the masks are carried on, section by section: every cell is
+asked for where it was, and where what comes back disagrees with that, at all points of the grid there. Cells that begin
+between two key sections are then carried back from the second one to where they begin.
 """
 
 from __future__ import annotations
@@ -37,9 +38,7 @@ class Walk:
 
     def __init__(self, generator: MaskGenerator, volume: NDArray[np.uint8]) -> None:
         self.generator, self.volume, self.config = generator, volume, generator.config
-        spacing = generator.edge / self.config.points_per_side
-        shape = (volume.shape[1], volume.shape[2])
-        self.coarse, self.fine = (point_grid(shape, n * spacing) for n in (2, 1))
+        self.grid = point_grid((volume.shape[1], volume.shape[2]), generator.edge / self.config.points_per_side)
         smallest = int(self.config.min_diameter_fraction * self.config.cell_diameter_px)
         self.stride = max(1, smallest) if self.config.prompts == "propagated" else 1
         self.boxes = generator.sam.knows_boxes
@@ -68,10 +67,8 @@ class Walk:
         return self.generator.look([as_colours(self.volume, number, context) for number in numbers])
 
     def _everywhere(self, section: Section) -> Masks:
-        """Cells of a key section: the coarse grid first, then what of the fine one lies outside of what was found."""
-        masks = self.generator.ask(section, Prompts.at(self.coarse))
-        rest = self.fine[~_inside(self.fine, masks.covered())]
-        return self._joined(masks, self.generator.ask(section, Prompts.at(rest)))
+        """Cells of a key section."""
+        return cell_masks(self.generator.ask(section, Prompts.at(self.grid)), self.config)
 
     def _carried(self, section: Section, before: Masks) -> Masks:
         """Cells of a section from those of the one before."""
@@ -80,8 +77,8 @@ class Walk:
         found = self.generator.ask(section, _prompts(before, self.boxes))
         lost = before.take(np.flatnonzero(before.overlap(found).max(axis=1, initial=0.0) < AGREE))
         if len(lost):
-            there = self.fine[_inside(self.fine, lost.covered())]
-            found = self._distinct(found, self.generator.ask(section, Prompts.at(there)))
+            there = self.grid[_inside(self.grid, lost.covered())]
+            return self._joined(found, self.generator.ask(section, Prompts.at(there)))
         return cell_masks(found, self.config)
 
     def _again(self, section: Section, after: Masks) -> Masks:
@@ -90,10 +87,7 @@ class Walk:
         return found.take(np.flatnonzero(found.overlap(after).max(axis=1, initial=0.0) >= SAME))
 
     def _joined(self, masks: Masks, more: Masks) -> Masks:
-        return cell_masks(self._distinct(masks, more), self.config)
-
-    def _distinct(self, masks: Masks, more: Masks) -> Masks:
-        return masks.and_those(more).distinct(self.config.box_nms_thresh)
+        return cell_masks(masks.and_those(more).distinct(self.config.box_nms_thresh), self.config)
 
 
 def _prompts(masks: Masks, boxes: bool) -> Prompts:

@@ -215,7 +215,7 @@ def test_cells_are_carried_from_section_to_section(packaged):
     # One cell reaches through, one ends between two key sections, one begins there.
     circles = [(20, 40, 40, 22), (3, 45, 105, 20), (38, 105, 60, 22)]
     image, cells = discs((40, 140, 140), circles)
-    generator = MaskGenerator(packaged, ForegroundConfig())
+    generator = MaskGenerator(packaged, ForegroundConfig(prompts="propagated"))
     asked = []
     ask = generator.ask
     generator.ask = lambda section, prompts: asked.append(len(prompts)) or ask(section, prompts)
@@ -226,7 +226,7 @@ def test_cells_are_carried_from_section_to_section(packaged):
     for found in (carried, grid):
         assert (found & truth).sum() / (found | truth).sum() > 0.85
     assert (carried & grid).sum() / (carried | grid).sum() > 0.97
-    assert sum(asked) < 0.5 * len(image) * len(everywhere.fine)
+    assert sum(asked) < 0.5 * len(image) * len(everywhere.grid)
 
 
 def test_points_lie_in_the_section():
