@@ -1,10 +1,10 @@
 """Cells from section to section.
 
 With the setting ``prompts: grid`` every section is a key section. With ``propagated`` the masks of one section are the
-prompts for the next. Key sections are asked everywhere, at the points of a grid. They lie so close that nothing as large
-as the smallest cell fits between two of them. From each the masks are carried on, section by section: every cell is
-asked for where it was, and where what comes back disagrees with that, at all points of the grid there. Cells that begin
-between two key sections are then carried back from the second one to where they begin.
+prompts for the next. Key sections are asked everywhere, at the points of a grid. They lie so close that nothing as
+large as the smallest cell fits between two of them. From each the masks are carried on, section by section: every cell
+is asked for where it was, and where what comes back disagrees with that, at all points of the grid there. Cells that
+begin between two key sections are then carried back from the second one to where they begin.
 """
 
 from __future__ import annotations
