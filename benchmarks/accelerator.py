@@ -8,10 +8,10 @@
     python -m benchmarks.accelerator tables FOLDER
 
 ``steps`` times the training step of the organelle network in bfloat16 and in float32. ``fields`` draws simulated fields
-into memory-sized files. ``case`` trains and scores one case of the six (see six_cases.py), ``tables`` joins the cases
-PRESET-NUMBER.pickle of a folder into the scores and the tables of six_cases.py. ``unet`` and ``sam`` go on from the
-packaged models. Where neither Prefect nor MLflow nor TensorFlow is installed all but ``tables`` runs all the same, with
-``KERAS_BACKEND=jax``.
+and keeps what a network learns from. ``case`` trains and scores one case of the six (see six_cases.py), ``tables``
+joins the cases PRESET-NUMBER.pickle of a folder into the scores and the tables of six_cases.py. ``unet`` and ``sam`` go
+on from the packaged models. Where neither Prefect nor MLflow nor TensorFlow is installed all but ``tables`` runs all
+the same, with ``KERAS_BACKEND=jax``.
 """
 
 from __future__ import annotations
