@@ -120,8 +120,7 @@ def case(folder: Path, number: int, preset: str, out: Path, settings: dict[str, 
                 review_score=review,
             )
         )
-    steps = sum(1 for _ in done.history) * config.steps_per_epoch
-    facts = {"case": number, "seconds": trained, "steps": steps, "config": config.model_dump(mode="json")}
+    facts = {"case": number, "seconds": trained, "config": config.model_dump(mode="json")}
     out.write_bytes(pickle.dumps({**facts, "records": records, "stages": [cell.stage for cell in cells]}))
     print(f"{preset} case {number}: trained {trained:.0f} s, scored {time.monotonic() - began - trained:.0f} s")
 

@@ -230,8 +230,8 @@ class ForegroundConfig(Frozen):
     """Points of the grid along each side of a tile."""
     prompts: Literal["grid", "propagated"] = "grid"
     """What the model is asked in a section: `grid`, the points of the grid; `propagated`, where the cells of the
-    section before were, with the whole grid in key sections and wherever a cell is not found again. That is faster, by
-    most with a large model, but more cells in division come apart."""
+    section before were, with the whole grid in key sections and wherever a cell is not found again. That is faster, but
+    has been seen to cut a cell in division in two."""
     pred_iou_thresh: Fraction = 0.50
     """Least quality the model itself predicts of a mask (0.88 in the official generator for the official weights)."""
     stability_score_thresh: Fraction = 0.50

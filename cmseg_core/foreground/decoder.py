@@ -143,7 +143,7 @@ class PromptDecoder:
         chosen, where = torch.unique(prompt, return_inverse=True)
         maps = keys[chosen].transpose(1, 2).reshape(len(chosen), -1, rows, columns)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            maps = self.upscaling(maps.to(self.dtype) if self.dtype != torch.float32 else maps)
+            maps = self.upscaling(maps)
         weights = torch.stack([network(drawn[:, m]) for m, network in enumerate(self.hypernetworks)], dim=1)
         weights = weights[prompt, mask].to(maps.dtype)
         logits = torch.stack([w @ maps[i].flatten(1) for w, i in zip(weights, where.tolist(), strict=True)])
@@ -167,7 +167,7 @@ class PromptDecoder:
     ) -> torch.Tensor:
         """Tokens attend to the image as each prompt has changed it."""
         prompts, tokens, _ = queries.shape
-        q = attention.q_proj(queries).view(prompts, tokens, self.heads, -1) / attention_scale(attention, self.heads)
+        q = attention.q_proj(queries).view(prompts, tokens, self.heads, -1) / _scale(attention, self.heads)
         # The bias of the keys adds the same to all scores of a query, which a softmax does not mind.
         folded = torch.einsum("pthd,hdc->phtc", q, self._weights(attention.k_proj.weight))
         folded = folded.reshape(prompts, self.heads * tokens, -1).to(self.dtype)
@@ -196,7 +196,7 @@ class PromptDecoder:
         """The image attends to the tokens of each prompt."""
         prompts, count, _ = tokens.shape
         k = attention.k_proj(tokens + placed).view(prompts, count, self.heads, -1)
-        k = k / attention_scale(attention, self.heads)
+        k = k / _scale(attention, self.heads)
         v = attention.v_proj(tokens).view(prompts, count, self.heads, -1)
         if number == 0:
             scores = self._position_scores(k, image.first_queries)
@@ -230,11 +230,7 @@ class PromptDecoder:
 
     def _joined(self, x: torch.Tensor, prompts: int) -> torch.Tensor:
         """The inverse of :meth:`_by_head`."""
-        return (
-            x.view(self.heads, prompts, -1, x.shape[-1])
-            .permute(1, 2, 0, 3)
-            .reshape(prompts, -1, self.heads * x.shape[-1])
-        )
+        return x.view(self.heads, prompts, -1, x.shape[-1]).permute(1, 2, 0, 3).flatten(2)
 
     @staticmethod
     def _flat(maps: torch.Tensor) -> torch.Tensor:
@@ -242,6 +238,6 @@ class PromptDecoder:
         return maps[0].flatten(1).T
 
 
-def attention_scale(attention: Any, heads: int) -> float:
+def _scale(attention: Any, heads: int) -> float:
     """By what scores are divided."""
     return (attention.internal_dim // heads) ** 0.5

@@ -27,7 +27,7 @@ from cmseg_core.schema import ForegroundConfig
 _OFFICIAL_TILE = 256
 """Edge in working pixels of a tile that an official model sees magnified to its 1024 pixels."""
 _TOKENS_AT_ONCE = 40_000
-"""Image tokens, all prompts of a batch together: more do not fit into the caches."""
+"""Image tokens, all prompts of a batch together; it bounds the memory."""
 _PIXELS_AT_ONCE = 2**18
 """Pixels of the tiles that the image encoder takes together."""
 _STABILITY_OFFSET = 1.0
