@@ -153,7 +153,7 @@ def unet(folder: Path, validation: Path, out: Path, minutes: float, settings: di
 
 
 def sam(folder: Path, validation: Path, out: Path, minutes: float, settings: dict[str, Any]) -> None:
-    from cmseg_core.foreground import load_sam, save_sam
+    from cmseg_core.foreground.sam import load_sam, save_sam
     from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
     packaged = load_sam(Path(__file__).parents[1] / "cmseg_core/foreground/models/sam-starter.pt")

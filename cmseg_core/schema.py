@@ -371,6 +371,9 @@ PAPER: dict[str, dict[str, Any]] = {
 """What the preset ``paper`` fixes; docs/method.md says which of these the paper states and which it leaves open."""
 
 
+BlockEdge = Annotated[int, Field(ge=0, multiple_of=64)]
+
+
 class Workspace(BaseSettings):
     """Where state lives and which services are used; every field is a ``CMSEG_*`` variable."""
 
@@ -390,6 +393,12 @@ class Workspace(BaseSettings):
     """Model references: ``champion`` (``packaged`` where there is none), ``packaged``, a file, ``models:/name/version``
     or ``models:/name@alias``; for the cell-cycle stage also ``rule``, which does without a classifier."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
+    block_edge: BlockEdge = 0
+    """Voxels along each side of the blocks in which cells are told apart, a multiple of 64; 0 takes the largest of 256,
+    128 and 64 for which the memory is enough. The result does not depend on it."""
+    dask: str | None = None
+    """Address of the scheduler of a Dask cluster (``tcp://host:8786``) whose workers take sections, blocks and cells;
+    by default this process does. Needs the extra ``dask``."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of each numeric library; 0 takes the number of cores this process may use."""
 

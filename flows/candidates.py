@@ -22,7 +22,7 @@ from flows.field_cells import find_field_cells
 from flows.material import Material, Report, check_fields, read_all, read_fields
 
 if TYPE_CHECKING:
-    from cmseg_core.foreground import SamModel
+    from cmseg_core.foreground.sam import SamModel
     from cmseg_core.foreground.training import LabelledField
     from cmseg_core.morphology.stage_classifier import StageClassifier
     from cmseg_core.organelles.dataset import LabelledCell
@@ -197,7 +197,7 @@ def _load_unet(path: Path) -> Candidate:
 
 
 def _load_sam(path: Path) -> Candidate:
-    from cmseg_core.foreground import load_sam
+    from cmseg_core.foreground.sam import load_sam
 
     return SamCandidate(load_sam(path))
 

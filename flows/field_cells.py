@@ -17,7 +17,7 @@ from flows.places import store_address, tracking_uri
 
 if TYPE_CHECKING:
     from cmseg_core.evaluation.instances import CellScores, Pairs
-    from cmseg_core.foreground import SamModel
+    from cmseg_core.foreground.sam import SamModel
     from cmseg_core.foreground.training import LabelledField
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
@@ -41,7 +41,7 @@ def find_field_cells(field: LabelledField, pipeline: PipelineConfig, sam: SamMod
     -------
     ndarray of unsigned integers, shape (z, y, x)
     """
-    from cmseg_core.foreground import find_cells
+    from cmseg_core.foreground.evidence import find_cells
     from cmseg_core.instances.watershed import separate_cells
     from tasks.foreground import working_pixel_nm
     from tasks.instances import HALF
@@ -72,7 +72,7 @@ def evaluate_sam(console: Console, model: str, dataset: str, pipeline: PipelineC
     places = check_fields(material)
     prepare(workspace)
     from cmseg_core.evaluation.instances import pair_cells, score_cells
-    from cmseg_core.foreground import load_sam
+    from cmseg_core.foreground.sam import load_sam
 
     resolved = resolve_model(model, "sam", tracking_uri(workspace), workspace.workspace / "models")
     sam = load_sam(resolved.path)

@@ -44,13 +44,14 @@ def run_local(
         _check_source(Path(stack), voxel_size, [truth_cells, truth_organelles])
     prepare(workspace)
 
+    from flows.cluster import on_cluster
     from flows.places import store_address, tracking_uri
     from flows.process_acquisition import process_acquisition
     from tasks.request import AcquisitionRequest
 
     store = store_address(workspace)
     with console.pipeline(f"{source} -> {out}"):
-        result = process_acquisition(
+        result = on_cluster(process_acquisition, workspace.dask)(
             AcquisitionRequest(
                 name=name_of(source),
                 source=stack,
@@ -68,6 +69,7 @@ def run_local(
                 tracking_uri=tracking_uri(workspace),
                 workspace=workspace.workspace,
                 max_memory_gb=max_memory or workspace.max_memory_gb,
+                block_edge=workspace.block_edge,
             )
         )
     console.result(result.model_dump(mode="json"), described(result))

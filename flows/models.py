@@ -186,6 +186,6 @@ def check_model(file: Path, role: Role) -> None:
 
         load_classifier(file)
     else:
-        from cmseg_core.foreground import load_sam
+        from cmseg_core.foreground.sam import load_sam
 
         load_sam(file)

@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect import flow
+from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.storage.store import Store
+from flows.cluster import on_cluster
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
 from tasks.check import stages_of
@@ -88,7 +89,7 @@ def _process(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
     mark_running(store, name)
     try:
         request = _request(name, config, workspace, store, folder)
-        return _attempt(request)
+        return _attempt(request, on_cluster(process_acquisition, workspace.dask))
     except InputError as error:
         reason = f"{error.subject}: {error.reason}".replace(f"{folder}/", "")
         return _set_aside(store, name, reason, error.mend, "input")
@@ -123,13 +124,14 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         tracking_uri=tracking_uri(workspace),
         workspace=workspace.workspace,
         max_memory_gb=workspace.max_memory_gb,
+        block_edge=workspace.block_edge,
     )
 
 
-def _attempt(request: AcquisitionRequest) -> AcquisitionResult:
+def _attempt(request: AcquisitionRequest, process: Flow[[AcquisitionRequest], AcquisitionResult]) -> AcquisitionResult:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return process_acquisition(request)
+            return process(request)
         except InputError:
             raise
         except Exception:

@@ -21,13 +21,13 @@ from cmseg_core.schema import Manifest, Taxonomy
 from cmseg_core.storage import manifest
 from cmseg_core.storage.stages import StageRef
 from cmseg_core.tracking.registry import ResolvedModel
+from flows.separation import find_and_separate
 from tasks.assemble import assemble
 from tasks.check import Checked, check
 from tasks.deliver import Made, deliver
 from tasks.evaluate import evaluate
-from tasks.foreground import foreground
 from tasks.ingest import ingest
-from tasks.instances import instances, regions_of
+from tasks.instances import regions_of
 from tasks.measure import measure
 from tasks.models import agreed_taxonomy, suited_classifier
 from tasks.organelles import organelles
@@ -114,19 +114,14 @@ def _compute(
     )
     preprocessed = preprocess(ingested=ingested, config=config.preprocess, store=store)
     log.info("%s: finding cells", request.name)
-    evidence = foreground(
+    evidence, separated = find_and_separate(
         preprocessed=preprocessed,
-        voxel_size=voxel_size,
-        config=config.foreground,
-        sam=checked.models.get("sam"),
-        store=store,
-    )
-    separated = instances(
-        evidence=evidence,
         shape=checked.shape,
         voxel_size=voxel_size,
-        cell_diameter_nm=config.foreground.cell_diameter_nm,
-        config=config.instances,
+        config=config.foreground,
+        instances=config.instances,
+        sam=checked.models.get("sam"),
+        edge=checked.block_edge,
         store=store,
     )
     regions = regions_of(separated, store)

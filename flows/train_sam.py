@@ -18,7 +18,7 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
     InputError
         Where the data set, the settings or the output file cannot be used.
     """
-    from cmseg_core.foreground import load_sam, save_sam
+    from cmseg_core.foreground.sam import load_sam, save_sam
     from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
     config = SamTrainingConfig.model_validate(job.settings)
@@ -33,8 +33,8 @@ def train_sam_model(job: TrainingJob, pipeline: PipelineConfig, report: Report) 
 
         trained = train_sam(fields, config, validation=held_out, initial=initial, on_epoch=on_epoch)
         last = trained.history[-1]
-        scores = {"mask_iou": last["iou"]} if "iou" in last else {}
+        scores = {name: last[key] for name, key in (("mask_iou", "iou"), ("cell_iou", "cell_iou")) if key in last}
         names = [field.name for field in fields]
         facts = {"training": config.model_dump(mode="json"), "fields": len(fields), "names": names, **scores}
-        save = partial(save_sam, trained.network, trained.architecture, facts=facts)
+        save = partial(save_sam, trained.network, trained.architecture, facts=facts, head=trained.head)
         return registered(job, "sam", run, scores, save)

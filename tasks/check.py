@@ -19,17 +19,11 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import Acquisition, Frozen, Stage, first_problem
 from cmseg_core.storage.stages import stage_key
 from cmseg_core.tracking.registry import ResolvedModel, Role
-from tasks.foreground import working_pixel_nm
+from tasks.memory import plan_blocks
 from tasks.models import resolve_models
 from tasks.request import AcquisitionRequest
 from tasks.source import open_stack
-from tasks.stage import SLAB
 
-WORKING_BYTES = 42
-"""Memory a voxel of the working grid takes at the widest point, the separation of cells (measured at 256 cubed: 29 on
-the mask alone, 41 with an interior map)."""
-BASE_GB = 1.5
-"""Memory of the libraries and the models."""
 PACKAGES = (
     "numpy",
     "scipy",
@@ -37,7 +31,6 @@ PACKAGES = (
     "numba",
     "edt",
     "connected-components-3d",
-    "bioimage-cpp",
     "keras",
     "torch",
     "segment-anything",
@@ -64,6 +57,9 @@ class Checked(Frozen):
         Cell of the truth to its stage.
     run_key : str
         Hash of all that decides the result.
+    block_edge : int
+        Voxels of the working grid along each side of the blocks in which cells are told apart; decides nothing but the
+        memory that is needed.
     """
 
     acquisition: Acquisition
@@ -73,6 +69,7 @@ class Checked(Frozen):
     truth_sha256: dict[str, str]
     stages: dict[int, Stage]
     run_key: str
+    block_edge: int
 
 
 def check(request: AcquisitionRequest) -> Checked:
@@ -90,7 +87,7 @@ def check(request: AcquisitionRequest) -> Checked:
         memory.
     """
     stack = open_stack(request.source, request.voxel_size)
-    check_memory(request, stack.shape, stack.dtype, stack.voxel_size.zyx)
+    block_edge = plan_blocks(request, stack.shape, stack.dtype, stack.voxel_size)
     sha256 = stack.sha256()
     if request.sha256 is not None and sha256 != request.sha256:
         raise InputError(acquired_as(request), "differs from what was submitted", "submit it anew, under a new name")
@@ -123,30 +120,13 @@ def check(request: AcquisitionRequest) -> Checked:
         truth_sha256=truth_sha256,
         stages=stages,
         run_key=stage_key("run", inputs, settings, cmseg_core.__version__),
+        block_edge=block_edge,
     )
 
 
 def acquired_as(request: AcquisitionRequest) -> str:
     """The source as people know it, wherever it lies at the moment."""
     return request.origin or request.source
-
-
-def check_memory(
-    request: AcquisitionRequest, shape: tuple[int, int, int], dtype: np.dtype, zyx: tuple[float, float, float]
-) -> None:
-    """Refuse a field whose working grid, slabs and truth need more memory than the request allows."""
-    pixel_nm = working_pixel_nm(request.config.foreground)
-    voxels = np.prod([max(1.0, n * edge / pixel_nm) for n, edge in zip(shape, zyx, strict=True)])
-    section = float(shape[1] * shape[2])
-    slabs = section * min(SLAB, shape[0]) * (2 * dtype.itemsize + 4)
-    truth = section * shape[0] * 2 * sum(path is not None for path in (request.truth_cells, request.truth_organelles))
-    need = BASE_GB + (float(voxels) * WORKING_BYTES + slabs + truth) / 1e9
-    if need > request.max_memory_gb:
-        raise InputError(
-            acquired_as(request),
-            f"needs about {need:.1f} GB of memory, the limit is {request.max_memory_gb:g} GB",
-            "raise --max-memory, set a smaller foreground.cell_diameter_px, or cut the field into smaller ones",
-        )
 
 
 def stages_beside(stack: Path) -> dict[int, Stage]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cmseg_core.schema import Frozen, PipelineConfig, Stage, VoxelSize
+from cmseg_core.schema import BlockEdge, Frozen, PipelineConfig, Stage, VoxelSize
 from cmseg_core.storage.store import Store
 
 STAGE_RULE = "rule"
@@ -61,6 +61,8 @@ class AcquisitionRequest(Frozen):
         Folder of local state: fetched models and passing files.
     max_memory_gb : float
         Acquisitions that would need more are refused.
+    block_edge : int
+        Of the blocks in which cells are told apart, in voxels of the working grid; 0 takes what the memory allows.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -82,6 +84,7 @@ class AcquisitionRequest(Frozen):
     tracking_uri: str
     workspace: Path
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
+    block_edge: BlockEdge = 0
 
     @property
     def address(self) -> StoreAddress:

@@ -1,8 +1,12 @@
-"""Evidence of cells in a volume, section by section in one or three directions."""
+"""Evidence of cells in a volume, section by section in one or three directions.
+
+Sections are looked at in runs of a fixed length, each with the neighbours it needs, and what is seen is combined box by
+box. So a volume may be worked on piece by piece, by any number of processes, and the result is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import edt
@@ -11,10 +15,17 @@ from scipy import ndimage
 
 from cmseg_core.foreground.generator import MaskGenerator
 from cmseg_core.foreground.masks import Masks
+from cmseg_core.foreground.runs import around, section_runs
 from cmseg_core.foreground.sam import SamModel
 from cmseg_core.foreground.threshold import threshold_foreground
 from cmseg_core.foreground.walk import Walk
 from cmseg_core.schema import ForegroundConfig
+
+_TRUNCATE = 4.0
+"""Standard deviations at which the smoothing along an axis ends."""
+
+Look = tuple[np.ndarray, np.ndarray]
+"""Probability of a cell (uint8) and distance to the border of the voxel's own mask (float32, nm)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +52,7 @@ def find_cells(
     sam: SamModel | None,
     progress: Callable[[int], None] | None = None,
 ) -> CellEvidence:
-    """Find cells on the isotropic working grid.
+    """Find cells on the isotropic working grid, in a volume that fits into memory.
 
     With ``directions=3`` the sections along z, y and x are all segmented, and a voxel gets the median of its three
     probabilities and of its three distances: one direction that misses a cell is outvoted by the two others, and an
@@ -67,39 +78,83 @@ def find_cells(
     if sam is None:
         raise ValueError("the method 'sam' needs a model")
     generator = MaskGenerator(sam, config)
-    found = [_along(np.moveaxis(volume, axis, 0), pixel_nm, generator, progress) for axis in range(config.directions)]
-    probability, interior = ([np.moveaxis(pair[which], 0, axis) for axis, pair in enumerate(found)] for which in (0, 1))
-    if len(found) == 1:
-        return CellEvidence(np.ascontiguousarray(probability[0]), np.ascontiguousarray(interior[0]))
+    looks = []
+    for axis in range(config.directions):
+        sections = np.moveaxis(volume, axis, 0)
+        probability, interior = np.empty(sections.shape, np.uint8), np.empty(sections.shape, np.float32)
+        for start, stop in section_runs(len(sections), config):
+            first, last = around(start, stop, len(sections))
+            run = look(sections[first:last], start - first, stop - first, pixel_nm, generator)
+            probability[start:stop], interior[start:stop] = run
+            if progress is not None:
+                progress(stop - start)
+        looks.append((np.moveaxis(probability, 0, axis), np.moveaxis(interior, 0, axis)))
+    return combine(looks, pixel_nm, config)
+
+
+def look(sections: np.ndarray, start: int, stop: int, pixel_nm: float, generator: MaskGenerator) -> Look:
+    """See the cells of a run of sections.
+
+    Parameters
+    ----------
+    sections : ndarray of uint8, shape (n, rows, columns)
+        As :func:`cmseg_core.foreground.runs.around` says.
+    start, stop : int
+        The run among them.
+    pixel_nm : float
+    generator : MaskGenerator
+
+    Returns
+    -------
+    probability : ndarray of uint8, shape (stop - start, rows, columns)
+    interior : ndarray of float32, shape (stop - start, rows, columns)
+        In nanometres.
+    """
+    seen = [flatten(masks) for masks in Walk(generator, sections).masks(start, stop)]
+    probability, interior = (np.stack(parts) for parts in zip(*seen, strict=True))
+    return probability, interior * np.float32(pixel_nm)
+
+
+def combine(looks: Sequence[Look], pixel_nm: float, config: ForegroundConfig) -> CellEvidence:
+    """What all directions together say of a box.
+
+    Sections of one direction are made consistent along it first. Voxels nearer than :func:`combine_halo` to a side on
+    which the volume goes on are not to be used.
+
+    Parameters
+    ----------
+    looks : sequence of (probability, interior)
+        One for each direction, axes z, y, x.
+    pixel_nm : float
+    config : ForegroundConfig
+
+    Returns
+    -------
+    CellEvidence
+    """
+    sigma = config.z_smoothing_nm / pixel_nm
+
+    def consistent(values: np.ndarray, axis: int) -> np.ndarray:
+        if sigma <= 0:
+            return values
+        return ndimage.gaussian_filter1d(values, sigma, axis=axis, mode="nearest", truncate=_TRUNCATE)
+
+    probability, interior = ([consistent(pair[which], axis) for axis, pair in enumerate(looks)] for which in range(2))
+    if len(looks) == 1:
+        return CellEvidence(probability[0], interior[0])
     return CellEvidence(_median(*probability), _median(*interior))
+
+
+def combine_halo(pixel_nm: float, config: ForegroundConfig) -> int:
+    """Voxels beyond which nothing decides what :func:`combine` says."""
+    return int(_TRUNCATE * config.z_smoothing_nm / pixel_nm + 0.5)
 
 
 def _median(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
 
-def _along(
-    volume: np.ndarray,
-    pixel_nm: float,
-    generator: MaskGenerator,
-    progress: Callable[[int], None] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probability (uint8) and interior (float32, nm) of the sections along the first axis, made consistent along it."""
-    probability = np.empty(volume.shape, np.uint8)
-    interior = np.empty(volume.shape, np.float32)
-    for index, masks in enumerate(Walk(generator, volume).masks()):
-        probability[index], interior[index] = flatten(masks)
-        if progress is not None:
-            progress(1)
-    interior *= pixel_nm
-    sigma = generator.config.z_smoothing_nm / pixel_nm
-    if sigma > 0:
-        ndimage.gaussian_filter1d(probability, sigma, axis=0, output=probability, mode="nearest")
-        ndimage.gaussian_filter1d(interior, sigma, axis=0, output=interior, mode="nearest")
-    return probability, interior
-
-
-def flatten(masks: Masks) -> tuple[np.ndarray, np.ndarray]:
+def flatten(masks: Masks) -> Look:
     """One picture of a section's masks.
 
     Parameters

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cmseg_core.errors import InputError
+from cmseg_core.foreground.head import CellHead
 from cmseg_core.foreground.torchvision_ops import declare_missing
 from cmseg_core.schema import Frozen
 
@@ -66,6 +67,8 @@ class SamModel:
         Trained by cmseg: every mask it gives is a whole cell. The official ones give whole, part and part of a part.
     facts : dict
         What the file says of its training; nothing in an official checkpoint.
+    head : CellHead or None
+        Reads cells with nothing asked; models that cmseg trained have one.
     """
 
     network: Sam
@@ -74,6 +77,7 @@ class SamModel:
     architecture: SamArchitecture | str
     whole_cells: bool
     facts: dict[str, Any] = field(default_factory=dict)
+    head: CellHead | None = None
 
     @property
     def image_size(self) -> int:
@@ -129,7 +133,11 @@ def build_small(architecture: SamArchitecture) -> Sam:
 
 
 def save_sam(
-    network: Sam, architecture: SamArchitecture | str, path: Path, facts: dict[str, Any] | None = None
+    network: Sam,
+    architecture: SamArchitecture | str,
+    path: Path,
+    facts: dict[str, Any] | None = None,
+    head: CellHead | None = None,
 ) -> Path:
     """Write a model that was trained on cells, with half-precision weights, in one step.
 
@@ -143,10 +151,12 @@ def save_sam(
         Target file.
     facts : dict, optional
         Numbers and strings about the training, kept in the file.
+    head : CellHead, optional
     """
-    weights = {name: tensor.detach().cpu().half() for name, tensor in network.state_dict().items()}
     built = architecture if isinstance(architecture, str) else architecture.model_dump()
-    content = {"format": FORMAT, "architecture": built, "facts": facts or {}, "weights": weights}
+    content = {"format": FORMAT, "architecture": built, "facts": facts or {}, "weights": _halved(network)}
+    if head is not None:
+        content["head"] = _halved(head)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     torch.save(content, staging)
@@ -181,12 +191,31 @@ def load_sam(path: str | Path) -> SamModel:
         own = content.get("format") == FORMAT
         network, architecture = _from_own(content) if own else _from_official(content)
         facts = dict(content["facts"]) if own else {}
+        head = _head_from(content["head"], network) if own and "head" in content else None
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(path, "does not fit Segment Anything's architecture", _MEND) from error
-    network.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+    for module in (network, head):
+        if module is not None:
+            module.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
     official = isinstance(architecture, str)
     name, context = (architecture, "grey") if official else ("small", architecture.context)
-    return SamModel(network, name, context, architecture, own, facts)
+    return SamModel(network, name, context, architecture, own, facts, head)
+
+
+def new_head(network: Sam) -> CellHead:
+    """An untrained head for a network."""
+    encoder, prompts = network.image_encoder, network.prompt_encoder
+    return CellHead(prompts.embed_dim, encoder.img_size // prompts.image_embedding_size[0])
+
+
+def _head_from(weights: dict[str, torch.Tensor], network: Sam) -> CellHead:
+    head = new_head(network)
+    head.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return head
+
+
+def _halved(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().half() for name, tensor in module.state_dict().items()}
 
 
 def _from_own(content: dict[str, Any]) -> tuple[Sam, SamArchitecture | str]:

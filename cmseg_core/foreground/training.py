@@ -6,9 +6,9 @@ would give it, a little off (Archit et al., "Segment Anything for microscopy", 2
 The object is always the whole cell (never its organelles), so every mask token learns the same target; and points
 beside all cells are asked too, with an empty target, so that the predicted IoU tells them apart.
 
-From scratch a few prompts a picture teach the image encoder slowly. Beside them a linear head, dropped afterwards,
-reads the cells and the distance to their borders at every pixel straight from the image embedding; a first part of the
-training has nothing but this.
+From scratch a few prompts a picture teach the image encoder slowly. Beside them a head reads the cells and the distance
+to their borders at every pixel straight from the image embedding (:mod:`cmseg_core.foreground.head`); a first part of
+the training has nothing but this, and in the end it finds cells without any prompt.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from cmseg_core.errors import InputError
-from cmseg_core.foreground.sam import PADDING, Context, SamArchitecture, SamModel, as_colours, build_small
+from cmseg_core.foreground.head import CellHead, head_loss
+from cmseg_core.foreground.sam import PADDING, Context, SamArchitecture, SamModel, as_colours, build_small, new_head
 from cmseg_core.schema import Frozen
 
 Positive = Annotated[int, Field(ge=1)]
-_INTERIOR_SCALE = 20.0
-"""Pixels; brings the distances inside a cell to about 0..1."""
 _DENSE_TO_PROMPTED = 2
 """Images of a step without prompts, for each one of a step with them."""
 _MOST_WORKERS = 8
@@ -61,7 +60,7 @@ class SamTrainingConfig(Frozen):
     """At its highest; falls along a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.45
-    """Share of the training, at its start, without prompts, with twice the images a step; a model that has learnt
+    """Share of the training, at its start, without prompts, with twice the images a step; a model that has a head
     already has none."""
     scale: tuple[float, float] = (0.8, 1.5)
     """Range of the random magnification."""
@@ -83,10 +82,12 @@ class LabelledField:
 
 @dataclass(frozen=True, eq=False)
 class TrainedSam:
-    """The network, what it is built like (:func:`cmseg_core.foreground.sam.save_sam`), and one dict an epoch (``step``,
-    ``loss``, ``seconds``, ``iou``)."""
+    """The network with its head, what it is built like (:func:`cmseg_core.foreground.sam.save_sam`), and one dict an
+    epoch: ``step``, ``loss``, ``seconds``, and with validation fields ``iou`` of the masks asked for and ``cell_iou``
+    of what the head calls cells."""
 
     network: Any
+    head: CellHead
     architecture: SamArchitecture | str
     history: list[dict[str, Any]]
 
@@ -144,13 +145,11 @@ def train_sam(
         raise InputError("the data set", "holds no labelled cell", "give fields with cells.tif")
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, architecture, retina = _start(config, initial)
-    network.to(device).train().requires_grad_(True)
-    pixels = 2 * (retina.size // retina.grid) ** 2
-    dense = torch.nn.Conv2d(network.prompt_encoder.embed_dim, pixels, kernel_size=1).to(device)
-    parameters = [*network.parameters(), *dense.parameters()]
-    optimisers = _optimisers(network, dense, config)
-    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    network, head, architecture, retina = _start(config, initial)
+    both = torch.nn.ModuleDict({"network": network, "head": head})
+    both.to(device).train().requires_grad_(True)
+    optimisers = _optimisers(network, head, config)
+    average = {name: tensor.detach().clone() for name, tensor in both.state_dict().items()}
     history: list[dict[str, Any]] = []
     began = time.monotonic()
     losses: list[float] = []
@@ -158,7 +157,7 @@ def train_sam(
         draw_example(np.random.default_rng(index), validation, config, retina)
         for index in range(8 if validation else 0)
     ]
-    dense_share = 0.0 if initial is not None else config.dense_share
+    dense_share = config.dense_share if initial is None or initial.head is None else 0.0
     step, progress = 0, 0.0
     examples = _examples(fields, config, retina)
     while progress < 1:
@@ -170,13 +169,13 @@ def train_sam(
         images = config.images_per_step * (1 if prompted else _DENSE_TO_PROMPTED)
         batch = [next(examples) for _ in range(images)]
         with torch.autocast(device.type, torch.bfloat16):
-            loss = _loss(network, batch, dense)[0] if prompted else _encoder_loss(network, batch, dense)
+            loss = _loss(network, head, batch)[0] if prompted else _encoder_loss(network, head, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         if torch.isfinite(loss):
             for optimiser in optimisers:
                 optimiser.step()
-        _follow(average, network, min(0.995, (step + 1) / (step + 10)))
+        _follow(average, both, min(0.995, (step + 1) / (step + 10)))
         losses.append(float(loss.detach()))
         step += 1
         minutes = (time.monotonic() - began) / 60
@@ -184,28 +183,34 @@ def train_sam(
         if step % config.steps_per_epoch == 0 or progress >= 1:
             record = {"step": step, "loss": float(np.mean(losses)), "seconds": minutes * 60}
             if held_out:
-                record["iou"] = _held_out_iou(network, average, held_out)
+                record |= _held_out_scores(both, average, held_out)
             losses.clear()
             history.append(record)
             if on_epoch is not None:
                 on_epoch(record)
     examples.close()
-    network.load_state_dict(average)
-    return TrainedSam(network.eval(), architecture, history)
+    both.load_state_dict(average)
+    both.eval()
+    return TrainedSam(network, head, architecture, history)
 
 
-def _start(config: SamTrainingConfig, initial: SamModel | None) -> tuple[Any, SamArchitecture | str, Retina]:
-    """The network to train, what it is built like, and how it sees."""
+def _start(config: SamTrainingConfig, initial: SamModel | None) -> tuple[Any, CellHead, SamArchitecture | str, Retina]:
+    """The network to train with its head, what it is built like, and how it sees."""
     if initial is None:
         network, architecture, context = build_small(config.architecture), config.architecture, None
     else:
         network, architecture, context = copy.deepcopy(initial.network), initial.architecture, initial.context
-    grid = network.prompt_encoder.image_embedding_size[0]
-    return network, architecture, Retina(network.image_encoder.img_size, grid, context or config.architecture.context)
+    head = new_head(network) if initial is None or initial.head is None else copy.deepcopy(initial.head)
+    retina = Retina(
+        network.image_encoder.img_size,
+        network.prompt_encoder.image_embedding_size[0],
+        context or config.architecture.context,
+    )
+    return network, head, architecture, retina
 
 
 def _optimisers(
-    network: Any, dense: torch.nn.Module, config: SamTrainingConfig
+    network: Any, head: CellHead, config: SamTrainingConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices of the transformers, AdamW for everything else."""
     matrices = [
@@ -215,7 +220,7 @@ def _optimisers(
         if tensor.ndim == 2 and "rel_pos" not in name
     ]
     taken = {id(tensor) for tensor in matrices}
-    others = [t for t in [*network.parameters(), *dense.parameters()] if id(t) not in taken]
+    others = [t for t in [*network.parameters(), *head.parameters()] if id(t) not in taken]
     rate, decay = config.learning_rate, config.weight_decay
     return (
         torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -232,13 +237,18 @@ def _follow(average: dict[str, torch.Tensor], network: torch.nn.Module, decay: f
         average[name].lerp_(tensor.detach(), 1 - decay)
 
 
-def _held_out_iou(network: Any, average: dict[str, torch.Tensor], batch: list[Example]) -> float:
-    current = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    network.load_state_dict(average)
+def _held_out_scores(
+    both: torch.nn.ModuleDict, average: dict[str, torch.Tensor], batch: list[Example]
+) -> dict[str, float]:
+    current = {name: tensor.clone() for name, tensor in both.state_dict().items()}
+    both.load_state_dict(average)
     with torch.no_grad():
-        _, iou = _loss(network, batch)
-    network.load_state_dict(current)
-    return iou
+        _, iou = _loss(both["network"], both["head"], batch)
+        logits, _ = both["head"](_embed(both["network"], batch))
+        found, cells = logits > 0, _interiors(batch, logits.device) > 0
+        cell_iou = float((found & cells).sum() / (found | cells).sum().clamp(min=1))
+    both.load_state_dict(current)
+    return {"iou": iou, "cell_iou": cell_iou}
 
 
 # -------------------------------------------------------------------------------------------------- examples
@@ -384,12 +394,16 @@ def _embed(network: Any, batch: list[Example]) -> torch.Tensor:
     return network.image_encoder((pictures - network.pixel_mean) / network.pixel_std)
 
 
-def _encoder_loss(network: Any, batch: list[Example], dense_head: torch.nn.Module) -> torch.Tensor:
-    interior = torch.from_numpy(np.stack([example.interior for example in batch])).to(network.device)
-    return _dense_loss(dense_head(_embed(network, batch)), interior)
+def _interiors(batch: list[Example], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.stack([example.interior for example in batch])).to(device)
 
 
-def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None = None) -> tuple[torch.Tensor, float]:
+def _encoder_loss(network: Any, head: Any, batch: list[Example]) -> torch.Tensor:
+    logits, depth = head(_embed(network, batch))
+    return head_loss(logits, depth, _interiors(batch, network.device))
+
+
+def _loss(network: Any, head: Any, batch: list[Example]) -> tuple[torch.Tensor, float]:
     device = network.device
     embeddings = _embed(network, batch)
     losses, ious = [], []
@@ -406,10 +420,8 @@ def _loss(network: Any, batch: list[Example], dense_head: torch.nn.Module | None
         loss, iou = _mask_loss(logits, quality, target)
         losses.append(loss)
         ious.append(iou)
-    loss = torch.stack(losses).mean()
-    if dense_head is not None:
-        interior = torch.from_numpy(np.stack([example.interior for example in batch])).to(device)
-        loss = loss + _dense_loss(dense_head(embeddings), interior)
+    logits, depth = head(embeddings)
+    loss = torch.stack(losses).mean() + head_loss(logits, depth, _interiors(batch, device))
     return loss, float(np.mean(ious))
 
 
@@ -427,12 +439,6 @@ def _prompts(network: Any, example: Example, device: torch.device) -> tuple[torc
         sparse.append(embedded[0])
         dense.append(embedded[1])
     return torch.cat(sparse), torch.cat(dense)
-
-
-def _dense_loss(output: torch.Tensor, interior: torch.Tensor) -> torch.Tensor:
-    logits = F.pixel_shuffle(output.float(), interior.shape[-1] // output.shape[-1])
-    cell = F.binary_cross_entropy_with_logits(logits[:, 0], (interior > 0).float())
-    return cell + F.smooth_l1_loss(logits[:, 1], interior / _INTERIOR_SCALE, beta=0.2) * 2
 
 
 def _mask_loss(logits: torch.Tensor, quality: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, float]:

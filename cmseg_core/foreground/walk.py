@@ -10,6 +10,7 @@ begin between two key sections are then carried back from the second one to wher
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import edt
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from cmseg_core.foreground.generator import MaskGenerator, Prompts, Section, point_grid
 from cmseg_core.foreground.masks import Masks
 from cmseg_core.foreground.rules import cell_masks
+from cmseg_core.foreground.runs import key_stride
 from cmseg_core.foreground.sam import as_colours
 
 AGREE = 0.6
@@ -39,15 +41,21 @@ class Walk:
     def __init__(self, generator: MaskGenerator, volume: NDArray[np.uint8]) -> None:
         self.generator, self.volume, self.config = generator, volume, generator.config
         self.grid = point_grid((volume.shape[1], volume.shape[2]), generator.edge / self.config.points_per_side)
-        smallest = int(self.config.min_diameter_fraction * self.config.cell_diameter_px)
-        self.stride = max(1, smallest) if self.config.prompts == "propagated" else 1
+        self.stride = key_stride(self.config)
         self.boxes = generator.sam.knows_boxes
 
-    def masks(self) -> Iterator[Masks]:
-        """The cells of every section, in order."""
-        last = len(self.volume) - 1
-        keys = [*range(0, last, self.stride), last]
-        first = self._everywhere(*self._look([0]))
+    def masks(self, start: int = 0, stop: int | None = None) -> Iterator[Masks]:
+        """The cells of the sections from `start`, which is asked everywhere, up to, not including, `stop`, in order.
+
+        Where cells are propagated, the section `stop` is looked at too if there is one, for it is the next key section.
+        """
+        stop = len(self.volume) if stop is None else stop
+        last = stop - 1 if self.stride == 1 else min(stop, len(self.volume) - 1)
+        return islice(self._walked(start, last), stop - start)
+
+    def _walked(self, start: int, last: int) -> Iterator[Masks]:
+        keys = [*range(start, last, self.stride), last]
+        first = self._everywhere(*self._look([start]))
         yield first
         for start, stop in zip(keys, keys[1:], strict=False):
             sections = self._look(range(start + 1, stop + 1))

@@ -19,6 +19,7 @@ _LOW_CONFIDENCE = 0.75
 _VOLUME_MISMATCH = 0.30
 
 _AXES = ("z", "y", "x")
+_LOBES = ("larger_lobe_um3", "lesser_lobe_um3")
 _CLASS_FIELDS = ("count", "volume_um3", "surface_um2", "confidence")
 
 
@@ -26,7 +27,8 @@ def column_names(taxonomy: Taxonomy) -> list[str]:
     """Columns of ``cells.csv``, in order: the same for every cell of a taxonomy."""
     names = ["cell_id", *(f"centroid_{axis}_nm" for axis in _AXES)]
     names += [f"bbox_{axis}{end}" for axis in _AXES for end in (0, 1)]
-    names += ["touches_border", "volume_um3", "surface_um2", "stage", "stage_confidence"]
+    names += ["touches_border", "volume_um3", "surface_um2", "neck_ratio", "lobe_count", *_LOBES]
+    names += ["stage", "stage_confidence"]
     names += [f"{c.name}_{field}" for c in taxonomy.foreground for field in _CLASS_FIELDS]
     return [*names, "disagreement", "review_score", "flags"]
 
@@ -119,6 +121,8 @@ def unmeasured_cell(region: CellRegion, taxonomy: Taxonomy, flag: str) -> dict[s
 
 def _place(region: CellRegion) -> dict[str, Any]:
     row: dict[str, Any] = {"cell_id": region.cell_id, "touches_border": region.touches_border}
+    row |= {"neck_ratio": region.neck_ratio, "lobe_count": len(region.lobes_um3)}
+    row |= dict(zip(_LOBES, region.lobes_um3, strict=False))
     for axis, centre, (start, stop) in zip(_AXES, region.centroid_nm, region.box, strict=True):
         row |= {f"centroid_{axis}_nm": centre, f"bbox_{axis}0": start, f"bbox_{axis}1": stop}
     return row

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cmseg_core.instances.regions import neck_ratio
+from cmseg_core.instances.regions import find_neck
 from cmseg_core.morphology.shape import count_objects, waist_ratio
 from cmseg_core.schema import STAGES, Stage, Taxonomy, VoxelSize
 
@@ -91,7 +91,7 @@ def stage_by_rule(labels: np.ndarray, taxonomy: Taxonomy, voxel_size: VoxelSize)
     masks = {name: labels == taxonomy.id_of(name) for name in SINGLE_COPY if name in taxonomy.names}
     counts = {f"{name}_count": count_objects(mask, voxel_size) for name, mask in masks.items()}
     waist = waist_ratio(masks["plastid"], voxel_size) if counts.get("plastid_count") else None
-    return cell_cycle_stage(counts, plastid_waist=waist, cell_neck=neck_ratio(labels > 0, voxel_size))
+    return cell_cycle_stage(counts, plastid_waist=waist, cell_neck=find_neck(labels > 0, voxel_size).ratio)
 
 
 def _from_count(name: str, count: int) -> np.ndarray:

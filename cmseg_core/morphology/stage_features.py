@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cmseg_core.instances.regions import neck_ratio
+from cmseg_core.instances.regions import find_neck
 from cmseg_core.morphology.shape import separate_objects, waist_ratio
 from cmseg_core.morphology.stage import SINGLE_COPY
 from cmseg_core.schema import Taxonomy, VoxelSize
@@ -69,7 +69,7 @@ def _named(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
 def _of_cell(cell: np.ndarray, axes: np.ndarray, voxel_size: VoxelSize) -> dict[str, float]:
     return {
         "elongation": np.log(axes[0] / axes[1]),
-        "neck": neck_ratio(cell, voxel_size),
+        "neck": find_neck(cell, voxel_size).ratio,
         "waist": waist_ratio(cell, voxel_size),
     }
 

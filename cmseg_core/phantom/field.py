@@ -133,6 +133,7 @@ def draw_field(
     defects: Collection[str] = (),
     stages: Sequence[Stage] | None = None,
     diameter_nm: tuple[float, float] = (1500.0, 2000.0),
+    fill: float | None = None,
 ) -> Field:
     """Draw a field of touching cells.
 
@@ -154,6 +155,8 @@ def draw_field(
         Stage of each cell; by default every stage once, then drawn in the paper's proportion of 25/13/12/12/6.
     diameter_nm : tuple of float
         Range of the diameters of undivided cells.
+    fill : float, optional
+        Share of the volume that the cells take where no shape is given; by default .52, and .60 in hard fields.
 
     Returns
     -------
@@ -165,7 +168,7 @@ def draw_field(
         stages = [*STAGES, *(STAGES[index] for index in drawn)][:cells]
     anatomy = [draw_cell(rng, stage, diameter_nm) for stage in stages]
     if shape is None:
-        edge = roomy_extent(anatomy, fill=0.60 if hard else 0.52)
+        edge = roomy_extent(anatomy, fill=fill or (0.60 if hard else 0.52))
         depth, rows, columns = (max(8, math.ceil(edge / v)) for v in voxel_size.zyx)
         shape = (depth, rows, columns)
     extent = (shape[0] * voxel_size.z, shape[1] * voxel_size.y, shape[2] * voxel_size.x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ READ_SECTIONS = 64
 """Sections asked for at a time: the depth of a chunk."""
 
 
-def shrink(read: Read, shape: Grid, target: Grid) -> np.ndarray:
+def shrink(read: Read, shape: Grid, target: Grid) -> Iterator[np.ndarray]:
     """Resample a volume to a coarser grid by the mean over the area of each new voxel, so that nothing aliases.
 
     Parameters
@@ -28,12 +29,11 @@ def shrink(read: Read, shape: Grid, target: Grid) -> np.ndarray:
     target : tuple of int
         Of the result. An axis that grows is interpolated linearly.
 
-    Returns
-    -------
-    ndarray of uint8, shape `target`
+    Yields
+    ------
+    ndarray of uint8, shape `target[1:]`
         Rounded half up.
     """
-    out = np.empty(target, np.uint8)
     sections = _reduced_sections(read, shape, target[1:])
     held: dict[int, np.ndarray] = {}
     seen = 0
@@ -44,16 +44,16 @@ def shrink(read: Read, shape: Grid, target: Grid) -> np.ndarray:
             held[seen] = next(sections)
             seen += 1
         total = sum(held[place] * np.float32(weight) for place, weight in zip(places, weights, strict=True))
-        out[position] = np.clip(np.floor(total + np.float32(0.5)), 0, 255)
-    return out
+        yield np.clip(np.floor(total + np.float32(0.5)), 0, 255).astype(np.uint8)
 
 
-def nearest_slab(volume: np.ndarray, shape: Grid, start: int, stop: int) -> np.ndarray:
+def nearest_slab(volume: Any, shape: Grid, start: int, stop: int) -> np.ndarray:
     """Sections `start` up to `stop` of what ``resize(volume, shape, "nearest")`` would give.
 
     Parameters
     ----------
-    volume : ndarray of shape (z, y, x)
+    volume : array of shape (z, y, x)
+        Of NumPy, or one whose sections are read by slicing.
     shape : tuple of int
         Of the whole result.
     start, stop : int
@@ -64,7 +64,9 @@ def nearest_slab(volume: np.ndarray, shape: Grid, start: int, stop: int) -> np.n
     ndarray of shape (stop - start, y, x), of the same type
     """
     rows = source_indices(volume.shape[0], shape[0])[start:stop]
-    return resize(np.ascontiguousarray(volume[rows]), (stop - start, *shape[1:]), "nearest")
+    first = int(rows[0])
+    taken = np.asarray(volume[first : int(rows[-1]) + 1])[rows - first]
+    return resize(np.ascontiguousarray(taken), (stop - start, *shape[1:]), "nearest")
 
 
 def source_indices(size: int, target: int) -> np.ndarray:

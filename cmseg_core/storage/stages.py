@@ -30,6 +30,7 @@ CHUNK = 64
 SHARD = 256
 """Edge of a shard in voxels: what one object holds and one writer writes."""
 MARKER = "_complete.json"
+PARTS = "parts"
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -195,6 +196,24 @@ class StageOutput:
         sizes = self.store.sizes(self.prefix)
         names = ((key.removeprefix(f"{self.prefix}/"), size) for key, size in sizes.items())
         return {name: size for name, size in names if name != MARKER}
+
+    # -------------------------------------------------------------------------------------------------------- parts
+
+    def finish_part(self, name: str, data: bytes = b"{}") -> None:
+        """Declare a part of the output complete, once all else of it is written; `data` is what there is to say of it.
+
+        Parts are for outputs that many tasks make together: after a failure only those that are missing are made again.
+        """
+        self.write_bytes(f"{PARTS}/{name}", data)
+
+    def read_part(self, name: str) -> bytes:
+        """What `finish_part` was given; KeyError where the part is missing."""
+        return self.read_bytes(f"{PARTS}/{name}")
+
+    def finished_parts(self) -> set[str]:
+        """Names of the parts that are complete."""
+        folder = f"{self.prefix}/{PARTS}"
+        return {key.removeprefix(f"{folder}/") for key in self.store.sizes(folder)}
 
     # ------------------------------------------------------------------------------------------------------ content
 

@@ -190,8 +190,7 @@ def two_fields(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sam_that_finds_no_cells_is_refused(local: Workspace, uri: str, two_fields: Path, tmp_path: Path) -> None:
     import torch
 
-    from cmseg_core.foreground import load_sam, save_sam
-    from cmseg_core.foreground.sam import SamArchitecture
+    from cmseg_core.foreground.sam import SamArchitecture, load_sam, save_sam
     from cmseg_core.tracking.registry import packaged_model
 
     path = packaged_model("sam")

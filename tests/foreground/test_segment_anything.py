@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from cmseg_core.errors import InputError
-from cmseg_core.foreground import encoder, find_cells, load_sam, save_sam
+from cmseg_core.foreground import encoder
 from cmseg_core.foreground.decoder import PromptDecoder
-from cmseg_core.foreground.evidence import flatten
+from cmseg_core.foreground.evidence import find_cells, flatten
 from cmseg_core.foreground.generator import MaskGenerator, Prompts, point_grid, tile_starts
 from cmseg_core.foreground.masks import Masks, distinct_boxes
 from cmseg_core.foreground.rules import cell_masks
-from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small
+from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small, load_sam, save_sam
 from cmseg_core.foreground.threshold import threshold_foreground
 from cmseg_core.foreground.training import LabelledField, Retina, SamTrainingConfig, draw_example, train_sam
 from cmseg_core.foreground.walk import Walk

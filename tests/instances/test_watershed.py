@@ -10,8 +10,10 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import watershed as skimage_watershed
 
 from cmseg_core.errors import InputError
-from cmseg_core.instances.basins import find_markers, find_passes, flood, merge_basins, smooth
-from cmseg_core.instances.watershed import distance_map, separate_cells
+from cmseg_core.instances.basins import find_basins
+from cmseg_core.instances.landscape import Landscape, distance_map
+from cmseg_core.instances.merging import collect, merge
+from cmseg_core.instances.watershed import separate_cells
 from cmseg_core.schema import InstancesConfig, VoxelSize
 
 DIAMETER_NM = 1600.0
@@ -175,42 +177,41 @@ def test_result_does_not_depend_on_threads():
 
 
 @pytest.mark.parametrize("voxel_size", [CUBIC, FLAT])
-def test_fast_paths_agree_with_scipy_and_skimage(voxel_size):
+def test_the_distance_map_is_that_of_scipy_up_to_its_reach(voxel_size):
     mask, _, _ = packed_cells(voxel_size)
-    landscape = distance_map(mask, voxel_size)
     oracle = ndimage.distance_transform_edt(mask, sampling=voxel_size.zyx)
-    np.testing.assert_allclose(landscape, oracle, rtol=1e-5)
-    smoothed = smooth(landscape, 30, voxel_size.zyx) * mask
-    markers, _ = find_markers(smoothed, (1, 1, 1))
-    ours = flood(smoothed, markers, mask)
-    theirs = skimage_watershed(-smoothed, markers.astype(np.int32), mask=mask)
-    assert (ours == theirs)[mask].mean() >= 0.99
+    np.testing.assert_allclose(distance_map(mask, voxel_size, 5000), oracle, rtol=1e-5)
+    np.testing.assert_allclose(distance_map(mask, voxel_size, 300), np.minimum(oracle, 300), rtol=1e-5)
+
+
+def rough_landscape():
+    landscape = ndimage.gaussian_filter(np.random.default_rng(5).standard_normal((40, 40, 40)), 2)
+    return (1 + 1000 * (landscape - landscape.min()) / np.ptp(landscape)).astype(np.float32)
+
+
+def test_basins_are_those_of_a_flood_from_the_maxima():
+    height = rough_landscape()
+    everywhere = np.ones(height.shape, bool)
+    labels, table = find_basins(Landscape(height, height), everywhere)
+    assert (height.ravel()[table.peak] == table.height).all()
+    markers = np.zeros(height.shape, np.int32)
+    markers.ravel()[table.peak] = np.arange(1, len(table.peak) + 1)
+    oracle = skimage_watershed(-height, markers)
+    assert len(table.peak) > 50
+    assert (labels == oracle).mean() > 0.85
+    assert cc3d.connected_components(labels, connectivity=6).max() == len(table.peak)
+    np.testing.assert_array_equal(table.voxels, np.bincount(labels.ravel())[1:])
 
 
 @pytest.mark.parametrize("depth", [20.0, 50.0, 100.0])
-def test_markers_are_the_h_maxima(depth):
-    rng = np.random.default_rng(5)
-    landscape = ndimage.gaussian_filter(rng.standard_normal((40, 40, 40)), 2)
-    landscape = (1 + 1000 * (landscape - landscape.min()) / np.ptp(landscape)).astype(np.float32)
-    markers, peaks = find_markers(landscape, (1, 1, 1))
-    passes = find_passes(landscape, flood(landscape, markers, np.ones(landscape.shape, bool)))
-    groups = merge_basins(peaks, passes, lambda height, lower, higher: peaks.height[lower] - height < depth)
+def test_joined_basins_are_the_h_maxima(depth):
+    height = rough_landscape()
+    basins = collect([find_basins(Landscape(height, height), np.ones(height.shape, bool))[1]])
+    groups = merge(basins, height.shape, CUBIC, h_nm=depth, neck_ratio=1.0, nearest_nm=0)
     faces = ndimage.generate_binary_structure(3, 1)
-    oracle = ndimage.label(h_maxima(landscape, depth, faces), faces)[1]
-    assert 3 < oracle < len(peaks.height) - 1
-    assert len(np.unique(groups[1:])) == oracle
-
-
-@pytest.mark.parametrize("factors", [(2, 3, 4), (1, 4, 4), (3, 3, 3)])
-def test_reduced_grid_finds_the_same_peaks(factors):
-    mask, _, _ = packed_cells(CUBIC)
-    landscape = smooth(distance_map(mask, CUBIC), 30, CUBIC.zyx) * mask
-    markers, peaks = find_markers(landscape, factors)
-    assert len(peaks.height) - 1 >= 8
-    for number in range(1, len(peaks.height)):
-        assert landscape[markers == number].max() == peaks.height[number]
-    top = np.sort(peaks.height)[-8:]
-    np.testing.assert_allclose(top, landscape.max(), rtol=0.03)
+    oracle = ndimage.label(h_maxima(height, depth, faces), faces)[1]
+    assert 3 < oracle < len(basins.peak)
+    assert len(np.unique(groups)) == oracle
 
 
 def test_bad_input_says_what_to_do():

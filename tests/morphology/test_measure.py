@@ -36,7 +36,7 @@ def cell(*, peroxisomes=1, nucleus=True):
 def region(labels, **changes):
     volume = np.count_nonzero(labels) * VOXEL.volume_um3
     facts = {"cell_id": 7, "box": ((5, 41), (15, 85), (25, 95)), "touches_border": False, "volume_um3": volume,
-             "centroid_nm": (920.0, 1000.0, 1200.0), "neck_ratio": 1.0}  # fmt: skip
+             "centroid_nm": (920.0, 1000.0, 1200.0), "neck_ratio": 1.0, "lobes_um3": (volume,)}  # fmt: skip
     return CellRegion(**(facts | changes))
 
 

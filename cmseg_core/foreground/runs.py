@@ -1,0 +1,29 @@
+"""Which sections are looked at in one go, and which of them the model is asked everywhere."""
+
+from __future__ import annotations
+
+from cmseg_core.schema import ForegroundConfig
+
+_RUN = 32
+"""Sections of a run, rounded up to whole distances between key sections."""
+_BEFORE, _AFTER = 1, 2
+"""Sections beyond a run that are needed: its neighbours, and the next key section with its own neighbour."""
+
+
+def key_stride(config: ForegroundConfig) -> int:
+    """Sections from one key section to the next: so few that the smallest cell does not fit between them."""
+    if config.prompts == "grid":
+        return 1
+    return max(1, int(config.min_diameter_fraction * config.cell_diameter_px))
+
+
+def section_runs(count: int, config: ForegroundConfig) -> list[tuple[int, int]]:
+    """Half-open ranges of sections that are looked at in one go; each begins with a key section."""
+    stride = key_stride(config)
+    length = stride * -(-_RUN // stride)
+    return [(start, min(start + length, count)) for start in range(0, count, length)]
+
+
+def around(start: int, stop: int, count: int) -> tuple[int, int]:
+    """The sections that have to be at hand for a run."""
+    return max(0, start - _BEFORE), min(count, stop + _AFTER)
