@@ -228,10 +228,11 @@ class ForegroundConfig(Frozen):
     """Diameter that such a cell gets on the isotropic working grid on which cells are found."""
     points_per_side: Annotated[int, Field(ge=2, le=64)] = 12
     """Points of the grid along each side of a tile."""
-    prompts: Literal["grid", "propagated"] = "grid"
-    """What the model is asked in a section: `grid`, the points of the grid; `propagated`, where the cells of the
-    section before were, with the whole grid in key sections and wherever a cell is not found again. That is faster, but
-    has been seen to cut a cell in division in two."""
+    prompts: Literal["automatic", "none", "grid", "propagated"] = "automatic"
+    """What the model is asked in a section. `none`: nothing, the cells are read by the head that models trained by
+    cmseg have. `grid`: the points of the grid. `propagated`: where the cells of the section before were, with the
+    whole grid in key sections and wherever a cell is not found again; that is faster than the grid, but has been seen
+    to cut a cell in division in two. `automatic`: `none` where the model has a head, else `grid`."""
     pred_iou_thresh: Fraction = 0.50
     """Least quality the model itself predicts of a mask (0.88 in the official generator for the official weights)."""
     stability_score_thresh: Fraction = 0.50

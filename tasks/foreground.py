@@ -24,6 +24,7 @@ from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shap
 
 if TYPE_CHECKING:
     from cmseg_core.foreground.generator import MaskGenerator
+    from cmseg_core.foreground.reading import HeadReader
 
 WORKING_CHUNKS = (CHUNK, CHUNK, CHUNK)
 """Of arrays on the working grid, so that blocks of any multiple of 64 never write to the same object."""
@@ -109,8 +110,8 @@ def look_at_sections(
     wanted = tuple(slice(first, last) if axis == part.axis else slice(None) for axis in range(3))
     sections = np.ascontiguousarray(np.moveaxis(np.asarray(image[wanted]), part.axis, 0))
     with _LOADING:
-        generator = _generator(sam.path, sam.sha256, config.model_dump_json())
-    seen = look(sections, part.start - first, part.stop - first, working_pixel_nm(config), generator)
+        finder = _finder(sam.path, sam.sha256, config.model_dump_json())
+    seen = look(sections, part.start - first, part.stop - first, working_pixel_nm(config), finder)
     made = opened(output, store)
     for name, values in zip(("probability", "interior"), seen, strict=True):
         made.array(f"{name}-{part.axis}", writable=True)[part.start : part.stop] = values
@@ -118,12 +119,12 @@ def look_at_sections(
 
 
 @lru_cache(maxsize=1)
-def _generator(path: str, _sha256: str, config: str) -> MaskGenerator:
+def _finder(path: str, _sha256: str, config: str) -> MaskGenerator | HeadReader:
     """The model, loaded once a process however many sections it looks at."""
-    from cmseg_core.foreground.generator import MaskGenerator
+    from cmseg_core.foreground.evidence import make_finder
     from cmseg_core.foreground.sam import load_sam
 
-    return MaskGenerator(load_sam(path), ForegroundConfig.model_validate_json(config))
+    return make_finder(load_sam(path), ForegroundConfig.model_validate_json(config))
 
 
 @task(name="evidence", task_run_name="evidence-{part.name}", timeout_seconds=4 * HOUR, **RESUMABLE)

@@ -13,10 +13,12 @@ import edt
 import numpy as np
 from scipy import ndimage
 
+from cmseg_core.errors import InputError
 from cmseg_core.foreground.generator import MaskGenerator
 from cmseg_core.foreground.masks import Masks
+from cmseg_core.foreground.reading import HeadReader
 from cmseg_core.foreground.runs import around, section_runs
-from cmseg_core.foreground.sam import SamModel
+from cmseg_core.foreground.sam import SamModel, as_colours
 from cmseg_core.foreground.threshold import threshold_foreground
 from cmseg_core.foreground.walk import Walk
 from cmseg_core.schema import ForegroundConfig
@@ -77,14 +79,14 @@ def find_cells(
         return CellEvidence(threshold_foreground(volume, config.cell_diameter_px), None)
     if sam is None:
         raise ValueError("the method 'sam' needs a model")
-    generator = MaskGenerator(sam, config)
+    finder = make_finder(sam, config)
     looks = []
     for axis in range(config.directions):
         sections = np.moveaxis(volume, axis, 0)
         probability, interior = np.empty(sections.shape, np.uint8), np.empty(sections.shape, np.float32)
         for start, stop in section_runs(len(sections), config):
             first, last = around(start, stop, len(sections))
-            run = look(sections[first:last], start - first, stop - first, pixel_nm, generator)
+            run = look(sections[first:last], start - first, stop - first, pixel_nm, finder)
             probability[start:stop], interior[start:stop] = run
             if progress is not None:
                 progress(stop - start)
@@ -92,7 +94,23 @@ def find_cells(
     return combine(looks, pixel_nm, config)
 
 
-def look(sections: np.ndarray, start: int, stop: int, pixel_nm: float, generator: MaskGenerator) -> Look:
+def make_finder(sam: SamModel, config: ForegroundConfig) -> MaskGenerator | HeadReader:
+    """What finds the cells of sections with a model, as the settings say.
+
+    Raises
+    ------
+    InputError
+        Where nothing is to be asked and the model has no head that could be read.
+    """
+    if config.prompts == "none" and sam.head is None:
+        mend = "set foreground.prompts to grid, or name a model that `cmseg train --model sam` made"
+        raise InputError("foreground.prompts", f"is none, and the model ({sam.name}) has no head", mend)
+    if sam.head is not None and config.prompts in ("none", "automatic"):
+        return HeadReader(sam)
+    return MaskGenerator(sam, config)
+
+
+def look(sections: np.ndarray, start: int, stop: int, pixel_nm: float, finder: MaskGenerator | HeadReader) -> Look:
     """See the cells of a run of sections.
 
     Parameters
@@ -102,7 +120,8 @@ def look(sections: np.ndarray, start: int, stop: int, pixel_nm: float, generator
     start, stop : int
         The run among them.
     pixel_nm : float
-    generator : MaskGenerator
+    finder : MaskGenerator or HeadReader
+        From :func:`make_finder`.
 
     Returns
     -------
@@ -110,7 +129,11 @@ def look(sections: np.ndarray, start: int, stop: int, pixel_nm: float, generator
     interior : ndarray of float32, shape (stop - start, rows, columns)
         In nanometres.
     """
-    seen = [flatten(masks) for masks in Walk(generator, sections).masks(start, stop)]
+    if isinstance(finder, HeadReader):
+        context = finder.sam.context
+        seen = finder.read([as_colours(sections, number, context) for number in range(start, stop)])
+    else:
+        seen = [flatten(masks) for masks in Walk(finder, sections).masks(start, stop)]
     probability, interior = (np.stack(parts) for parts in zip(*seen, strict=True))
     return probability, interior * np.float32(pixel_nm)
 

@@ -12,24 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cmseg_core.foreground.decoder import PromptDecoder, SeenImage
-from cmseg_core.foreground.encoder import embed_images
 from cmseg_core.foreground.masks import Masks, boxes_of, distinct_boxes
-from cmseg_core.foreground.sam import PADDING, SamModel
+from cmseg_core.foreground.sam import SamModel
+from cmseg_core.foreground.tiles import Place, TileEncoder
 from cmseg_core.schema import ForegroundConfig
 
-_OFFICIAL_TILE = 256
-"""Edge in working pixels of a tile that an official model sees magnified to its 1024 pixels."""
 _TOKENS_AT_ONCE = 40_000
 """Image tokens, all prompts of a batch together; it bounds the memory."""
-_PIXELS_AT_ONCE = 2**18
-"""Pixels of the tiles that the image encoder takes together."""
 _STABILITY_OFFSET = 1.0
 
 
@@ -61,10 +56,7 @@ class Prompts:
 class Tile:
     """A part of a section, as the model has seen it."""
 
-    top: int
-    left: int
-    rows: int
-    columns: int
+    place: Place
     image: SeenImage
 
 
@@ -84,21 +76,17 @@ class Section:
 
     def tile_of(self, points: NDArray[np.float64]) -> NDArray[np.intp]:
         """Number of the tile that shows most round each point (x, y)."""
-        margins = [_margin(points, tile, self._inner(tile)) for tile in self.tiles]
+        margins = [_margin(points, tile.place, tile.place.inner(self.shape)) for tile in self.tiles]
         return np.argmax(margins, axis=0)
 
     def cut(self, masks: Masks, tile: Tile) -> NDArray[np.bool_]:
         """Which masks of a tile reach its border inside the section, where another tile may see them whole."""
         first, last = masks.boxes[:, :2], masks.boxes[:, :2] + masks.boxes[:, 2:]
-        top, left, bottom, right = self._inner(tile)
+        place = tile.place
+        top, left, bottom, right = place.inner(self.shape)
         inner = np.array([top, left]), np.array([bottom, right])
-        at_first, at_last = inner[0] & (first <= 1), inner[1] & (last >= np.array([tile.rows, tile.columns]) - 1)
+        at_first, at_last = inner[0] & (first <= 1), inner[1] & (last >= np.array([place.rows, place.columns]) - 1)
         return np.atleast_1d(np.any(at_first | at_last, axis=1))
-
-    def _inner(self, tile: Tile) -> tuple[bool, bool, bool, bool]:
-        """Whether top, left, bottom and right of a tile lie inside the section."""
-        bottom, right = tile.top + tile.rows < self.shape[0], tile.left + tile.columns < self.shape[1]
-        return tile.top > 0, tile.left > 0, bottom, right
 
 
 class MaskGenerator:
@@ -114,30 +102,19 @@ class MaskGenerator:
 
     def __init__(self, sam: SamModel, config: ForegroundConfig, dtype: torch.dtype | None = None) -> None:
         self.sam, self.config = sam, config
-        self.dtype = dtype or (torch.bfloat16 if has_bfloat16(sam.device) else torch.float32)
+        self.encoder = TileEncoder(sam, dtype)
         with torch.inference_mode():
-            self.decoder = PromptDecoder(sam, self.dtype)
-        self.edge = _OFFICIAL_TILE if isinstance(sam.architecture, str) else sam.image_size
+            self.decoder = PromptDecoder(sam, self.encoder.dtype)
+        self.edge = self.encoder.edge
 
     @torch.inference_mode()
     def look(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Section]:
         """Show sections (rows, columns, 3), all of one size, to the image encoder."""
         rows, columns = pictures[0].shape[:2]
-        places = [(top, left) for top in tile_starts(rows, self.edge) for left in tile_starts(columns, self.edge)]
-        edge = self.edge
-        tiles = [picture[top : top + edge, left : left + edge] for picture in pictures for top, left in places]
-        seen: list[Tile] = []
-        at_once = max(1, _PIXELS_AT_ONCE // self.sam.image_size**2)
-        for start in range(0, len(tiles), at_once):
-            batch = torch.stack([self._input(tile) for tile in tiles[start : start + at_once]])
-            with torch.autocast(self.sam.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                embeddings = embed_images(self.sam.network.image_encoder, batch)
-            for number, embedding in enumerate(embeddings, start):
-                top, left = places[number % len(places)]
-                height, width = tiles[number].shape[:2]
-                seen.append(Tile(top, left, height, width, self.decoder.see(embedding[None])))
-        count = len(places)
-        return [Section((rows, columns), seen[n : n + count]) for n in range(0, len(seen), count)]
+        sections = [Section((rows, columns), []) for _ in pictures]
+        for number, place, embedding in self.encoder.embed(pictures):
+            sections[number].tiles.append(Tile(place, self.decoder.see(embedding)))
+        return sections
 
     def ask(self, section: Section, prompts: Prompts) -> Masks:
         """Masks that the model gives for prompts: good ones, distinct ones, the best first."""
@@ -151,7 +128,7 @@ class MaskGenerator:
 
     @torch.inference_mode()
     def _ask_tile(self, section: Section, tile: Tile, prompts: Prompts) -> Masks:
-        corner, scale = np.array([tile.left, tile.top]), self.sam.image_size / self.edge
+        corner, scale = np.array([tile.place.left, tile.place.top]), self.sam.image_size / self.edge
         kinds = ((prompts.points - corner) * scale, (prompts.boxes - np.tile(corner, 2)) * scale)
         embedded = [
             self.decoder.embed(*(self._floats(kind) if n == which else None for n in range(2)))
@@ -170,28 +147,19 @@ class MaskGenerator:
             drawn.append(low[stable])
             good.append(quality[prompt, mask][stable])
         masks = self._distinct_in(tile, torch.cat(drawn), torch.cat(good))
-        return masks.take(np.flatnonzero(~section.cut(masks, tile))).moved(tile.top, tile.left, section.shape)
+        return masks.take(np.flatnonzero(~section.cut(masks, tile))).moved(
+            tile.place.top, tile.place.left, section.shape
+        )
 
     def _distinct_in(self, tile: Tile, low: torch.Tensor, quality: torch.Tensor) -> Masks:
         """Masks of a tile at the section's resolution, from those at the decoder's, which cover the padded square."""
-        rows, columns = (max(1, round(low.shape[1] * n / self.edge)) for n in (tile.rows, tile.columns))
+        rows, columns = (max(1, round(low.shape[1] * n / self.edge)) for n in (tile.place.rows, tile.place.columns))
         boxes = boxes_of((low[:, :rows, :columns] > 0).cpu().numpy())
         kept = distinct_boxes(boxes, quality.cpu().numpy(), self.config.box_nms_thresh)
         low, quality = low[kept], quality[kept]
         if low.shape[1] != self.edge:
             low = F.interpolate(low[:, None], (self.edge, self.edge), mode="bilinear")[:, 0]
-        return Masks.of(low[:, : tile.rows, : tile.columns].cpu().numpy(), quality.cpu().numpy())
-
-    def _input(self, tile: NDArray[np.uint8]) -> torch.Tensor:
-        size, network = self.sam.image_size, self.sam.network
-        if size != self.edge:
-            scale = size / self.edge
-            shape = (round(tile.shape[1] * scale), round(tile.shape[0] * scale))
-            tile = cv2.resize(tile, shape, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-        square = np.full((size, size, 3), PADDING, np.uint8)
-        square[: tile.shape[0], : tile.shape[1]] = tile
-        pixels = torch.from_numpy(square).to(self.sam.device).permute(2, 0, 1).float()
-        return (pixels - network.pixel_mean) / network.pixel_std
+        return Masks.of(low[:, : tile.place.rows, : tile.place.columns].cpu().numpy(), quality.cpu().numpy())
 
     def _floats(self, values: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(values).to(self.sam.device, torch.float32)
@@ -203,14 +171,6 @@ def point_grid(shape: tuple[int, int], spacing: float) -> NDArray[np.float64]:
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def tile_starts(length: int, edge: int) -> list[int]:
-    """First pixels of the tiles that cover a length, evenly spaced, with at least half of a tile shared."""
-    if length <= edge:
-        return [0]
-    count = int(np.ceil((length - edge) / (edge / 2))) + 1
-    return [round(i * (length - edge) / (count - 1)) for i in range(count)]
-
-
 def stability(logits: torch.Tensor) -> torch.Tensor:
     """IoU of each mask (n, rows, columns) at a raised and at a lowered threshold."""
     raised = (logits > _STABILITY_OFFSET).sum(dim=(1, 2))
@@ -218,18 +178,11 @@ def stability(logits: torch.Tensor) -> torch.Tensor:
     return raised / lowered.clamp(min=1)
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes with bfloat16 rather than emulating it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _centres(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
-def _margin(points: NDArray[np.float64], tile: Tile, inner: tuple[bool, bool, bool, bool]) -> NDArray[np.float64]:
+def _margin(points: NDArray[np.float64], tile: Place, inner: tuple[bool, bool, bool, bool]) -> NDArray[np.float64]:
     """Distance of points to the border of a tile inside the section; negative outside the tile."""
     x, y = points.T
     far = float(tile.rows + tile.columns)

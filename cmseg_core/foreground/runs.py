@@ -12,7 +12,7 @@ _BEFORE, _AFTER = 1, 2
 
 def key_stride(config: ForegroundConfig) -> int:
     """Sections from one key section to the next: so few that the smallest cell does not fit between them."""
-    if config.prompts == "grid":
+    if config.prompts != "propagated":
         return 1
     return max(1, int(config.min_diameter_fraction * config.cell_diameter_px))
 
