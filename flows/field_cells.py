@@ -42,9 +42,9 @@ def find_field_cells(field: LabelledField, pipeline: PipelineConfig, sam: SamMod
     ndarray of unsigned integers, shape (z, y, x)
     """
     from cmseg_core.foreground.evidence import find_cells
+    from cmseg_core.foreground.runs import HALF
     from cmseg_core.instances.watershed import separate_cells
     from tasks.foreground import working_pixel_nm
-    from tasks.instances import HALF
 
     pixel = working_pixel_nm(pipeline.foreground)
     settings = pipeline.foreground.model_copy(update={"method": "sam" if sam else "threshold"})
@@ -71,7 +71,7 @@ def evaluate_sam(console: Console, model: str, dataset: str, pipeline: PipelineC
     material = find_material(dataset, store_address(workspace).open, pipeline)
     places = check_fields(material)
     prepare(workspace)
-    from cmseg_core.evaluation.instances import pair_cells, score_cells
+    from cmseg_core.evaluation.instances import pair_cells, score_cells, threshold_does_better
     from cmseg_core.foreground.sam import load_sam
 
     resolved = resolve_model(model, "sam", tracking_uri(workspace), workspace.workspace / "models")
@@ -93,7 +93,7 @@ def evaluate_sam(console: Console, model: str, dataset: str, pipeline: PipelineC
         {"name": name, "cells": pairs["sam"][n].true, **{m: scores[m][n].model_dump() for m in _METHODS}}
         for n, name in enumerate(names)
     ]
-    better = max(_METHODS, key=lambda method: (methods[method]["ap75"] or 0.0, methods[method]["pq"] or 0.0))
+    better = "threshold" if threshold_does_better(methods["sam"], methods["threshold"]) else "sam"
     facts = {"model": {"reference": model, "sha256": resolved.sha256}, **material.facts, "better": better}
     console.result({**facts, **methods, "fields": fields}, _described(fields, methods, better))
     return DONE
@@ -128,5 +128,7 @@ def _described(fields: list[dict[str, Any]], methods: dict[str, Any], better: st
         format_table(("average precision at IoU", *(f"{least:.2f}" for least in THRESHOLDS)), curve),
     ]
     if better == "threshold":
-        parts += ["", "the threshold does better on these fields: set foreground.method to threshold for such images"]
+        from cmseg_core.evaluation.instances import ADVICE
+
+        parts += ["", ADVICE]
     return "\n".join(parts)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cmseg_core.evaluation import CellScores, cell_table, class_table
+from cmseg_core.evaluation.instances import ADVICE, threshold_does_better
 from cmseg_core.schema import C_MEROLAE
 from flows.console import DONE, QUARANTINED
 
@@ -35,7 +36,15 @@ def _tables(evaluation: dict[str, Any]) -> list[str]:
     """The tables of an ``evaluation.json``."""
     tables = []
     if evaluation.get("cells"):
-        tables.append(cell_table(CellScores.model_validate(evaluation["cells"])))
+        baseline = evaluation.get("baseline")
+        tables.append(
+            cell_table(
+                CellScores.model_validate(evaluation["cells"]),
+                CellScores.model_validate(baseline) if baseline else None,
+            )
+        )
+        if baseline and threshold_does_better(evaluation["cells"], baseline):
+            tables.append(ADVICE)
     if evaluation.get("organelles"):
         tables.append(class_table({name: _by_id(evaluation["organelles"][name]) for name in ("iou", "dice")}))
     return tables

@@ -174,19 +174,25 @@ def _compute(
         organelles=labelled,
         measure=measured,
         assemble=assembled,
-        evaluate=_evaluated(request, checked, separated, assembled, taxonomy),
+        evaluate=_evaluated(request, checked, preprocessed, separated, assembled, taxonomy),
         quarantined_cells=dict(sorted((failed | unmeasured).items(), key=lambda item: int(item[0]))),
     )
     return made
 
 
 def _evaluated(
-    request: AcquisitionRequest, checked: Checked, separated: StageRef, assembled: StageRef, taxonomy: Taxonomy
+    request: AcquisitionRequest,
+    checked: Checked,
+    preprocessed: StageRef,
+    separated: StageRef,
+    assembled: StageRef,
+    taxonomy: Taxonomy,
 ) -> StageRef | None:
     if not checked.truth_sha256:
         return None
     return evaluate(
         separated=separated,
+        baseline=_baseline(request, checked, preprocessed),
         assembled=assembled,
         truth_cells=request.truth_cells,
         truth_organelles=request.truth_organelles,
@@ -195,6 +201,24 @@ def _evaluated(
         taxonomy=taxonomy,
         store=request.address,
     )
+
+
+def _baseline(request: AcquisitionRequest, checked: Checked, preprocessed: StageRef) -> StageRef | None:
+    """The cells that the classical method finds, where there is truth to tell which method suits these images."""
+    config = request.config
+    if config.foreground.method == "threshold" or not request.truth_cells:
+        return None
+    _, separated = find_and_separate(
+        preprocessed=preprocessed,
+        shape=checked.shape,
+        voxel_size=checked.acquisition.voxel_size,
+        config=config.foreground.model_copy(update={"method": "threshold"}),
+        instances=config.instances,
+        sam=None,
+        edge=checked.block_edge,
+        store=request.address,
+    )
+    return separated
 
 
 def _gather(

@@ -82,6 +82,7 @@ def find_and_separate(
     separated = parting.finish_cells(
         output=made.reference,
         evidence=evidence,
+        joined=joined,
         blocks=boxes,
         edge=edge,
         shape=shape,

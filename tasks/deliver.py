@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ from tasks.stage import HOUR, RESUMABLE, opened
 CROWD_VOXELS = 192
 """Longest side of the grid on which the scene of all cells is meshed."""
 FAILED = "failed:organelles"
+FILLS = 0.9
+"""Share of the field above which a cell is said to fill it."""
+MUCH_DEBRIS = 20
+"""Pieces that were dropped, beyond which it is worth a line."""
 
 
 class Made(Frozen):
@@ -125,8 +130,10 @@ class Delivery:
         self.image = opened(made.preprocess, store).array("image")
         separated = opened(made.instances, store)
         self.cells, self.mask, self.working = (separated.array(n) for n in ("cells", "foreground", "working"))
+        self.confidence = separated.array("confidence")
         self.organelles = opened(made.assemble, store).array("organelles")
         self.regions = regions_of(made.instances, store)
+        self.dropped = int(separated.summary["dropped"])
         self.quality = opened(made.ingest, store).read_json("qc.json")
         self.evaluation = opened(made.evaluate, store).read_json("evaluation.json") if made.evaluate else None
 
@@ -165,6 +172,7 @@ class Delivery:
         for name, array, palette in (
             ("cells", self.cells, colours),
             ("foreground", self.mask, {1: "#ffffff"}),
+            ("confidence", self.confidence, None),
             ("organelles", self.organelles, classes),
         ):
             omezarr.write_labels(root, name, _reader(array), shape, array.dtype, self.voxel_size, palette)
@@ -231,7 +239,7 @@ class Delivery:
 
     def _crowd(self) -> bytes:
         step = max(1, -(-max(self.working.shape) // CROWD_VOXELS))
-        small = np.asarray(self.working[:])[::step, ::step, ::step]
+        small = np.asarray(self.working[::step, ::step, ::step])
         colours = cell_colours(max(region.cell_id for region in self.regions))
         return crowd_scene(small, covering_voxel(self.checked.shape, small.shape, self.voxel_size), colours)
 
@@ -239,6 +247,16 @@ class Delivery:
         lines = [check["detail"] for check in self.quality["checks"] if not check["passed"]]
         if not self.regions:
             lines.append("No cell was found in this field.")
+        field_um3 = math.prod(self.checked.shape) * self.voxel_size.volume_um3
+        lines += [
+            f"Cell {region.cell_id} fills {region.volume_um3 / field_um3:.0%} of the field, so that its border was not "
+            "seen: is the field smaller than a cell?"
+            for region in self.regions
+            if region.volume_um3 > FILLS * field_um3
+        ]
+        if self.dropped > max(len(self.regions), MUCH_DEBRIS):
+            least = self.config.instances.min_volume_um3
+            lines.append(f"{self.dropped} pieces under {least:g} µm³ were dropped as debris.")
         if failed := len(self.made.quarantined_cells):
             lines.append(f"{failed} of {len(self.regions)} cells have no organelles: their processing failed.")
         return lines

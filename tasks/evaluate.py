@@ -21,6 +21,7 @@ REVISION = 1
 def evaluate(
     *,
     separated: StageRef,
+    baseline: StageRef | None,
     assembled: StageRef,
     truth_cells: str | None,
     truth_organelles: str | None,
@@ -29,8 +30,10 @@ def evaluate(
     taxonomy: Taxonomy,
     store: StoreAddress,
 ) -> StageRef:
-    """Score cells, and organelles over the whole field and by stage: ``evaluation.json``."""
+    """Score cells, with those of the classical `baseline` beside them, and organelles over the whole field and by
+    stage: ``evaluation.json``."""
     inputs = {"instances": separated.key, "assemble": assembled.key} | truth_sha256
+    inputs |= {"baseline": baseline.key} if baseline else {}
     settings = {"taxonomy": taxonomy, "stages": {str(cell): stage for cell, stage in stages.items()}}
     output = stage_output(store, "evaluate", inputs, settings, REVISION)
     if not output.complete:
@@ -42,6 +45,9 @@ def evaluate(
         true_cells = read_labels(truth_cells, shape) if truth_cells else None
         if true_cells is not None:
             scores["cells"] = score_cells(true_cells, cells).model_dump()
+            if baseline:
+                by_threshold: Any = opened(baseline, store).array("cells")
+                scores["baseline"] = score_cells(true_cells, by_threshold).model_dump()
         if truth_organelles:
             truth = read_labels(truth_organelles, shape)
             scores["organelles"] = score_field(truth, organelles, taxonomy)

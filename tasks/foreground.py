@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from prefect import task
 
-from cmseg_core.foreground.runs import around, section_runs
+from cmseg_core.foreground.runs import HALF, around, section_runs
 from cmseg_core.foreground.threshold import Read, Threshold, find_threshold, threshold_slab
 from cmseg_core.instances.blocks import Block
 from cmseg_core.preprocess.regrid import shrink
@@ -132,11 +132,13 @@ def combine_looks(
     *, part: Block, output: StageRef, looks: StageRef, config: ForegroundConfig, store: StoreAddress
 ) -> None:
     """Evidence of a block from what was seen in the sections of all directions."""
-    from cmseg_core.foreground.evidence import combine, combine_halo
+    from cmseg_core.foreground.evidence import combine, combine_halo, largest_hole
+    from cmseg_core.foreground.holes import close_holes
 
     pixel_nm = working_pixel_nm(config)
-    halo = combine_halo(pixel_nm, config)
-    seen = part.grown((halo, halo, halo))
+    halo, hole = combine_halo(pixel_nm, config), largest_hole(config)
+    sure = part.grown((0, hole + 1, hole + 1))
+    seen = sure.grown((halo, halo, halo))
     found = opened(looks, store)
 
     def read(name: str, axis: int) -> np.ndarray:
@@ -145,10 +147,11 @@ def combine_looks(
 
     pairs = [(read("probability", axis), read("interior", axis)) for axis in range(config.directions)]
     evidence = combine(pairs, pixel_nm, config)
-    made, inner = opened(output, store), part.within(seen)
-    made.array("foreground", writable=True)[part.box] = evidence.foreground[inner]
+    closed = close_holes(evidence.foreground[sure.within(seen)], HALF, hole)
+    made = opened(output, store)
+    made.array("foreground", writable=True)[part.box] = closed[part.within(sure)]
     if evidence.interior is not None:
-        made.array("interior", writable=True)[part.box] = evidence.interior[inner]
+        made.array("interior", writable=True)[part.box] = evidence.interior[part.within(seen)]
     made.finish_part(part.name)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from prefect import task
 
+from cmseg_core.foreground.runs import HALF
 from cmseg_core.instances.basins import BasinTable, find_basins
 from cmseg_core.instances.blocks import Block
 from cmseg_core.instances.landscape import Landscape, draw_landscape, landscape_halo
@@ -27,8 +28,6 @@ from tasks.foreground import WORKING_CHUNKS
 from tasks.request import StoreAddress
 from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shape
 
-HALF = 128
-"""Evidence, of 255, from which a voxel belongs to a cell."""
 CLIMB_VOXELS = 40
 """Surroundings of a block in which ascents are followed. Nearly all end there; where one does not, another block is
 asked."""
@@ -136,9 +135,9 @@ def join_blocks(
             cell_diameter_nm=cell_diameter_nm,
             interior=interior,
         )
-        for block, cell in zip(blocks, cells, strict=True):
+        for block, cell in zip(blocks, cells.of_label, strict=True):
             output.write_bytes(f"{block.name}.npz", pack(CellOfLabel(cell)))
-        output.commit({"basins": len(together.peak), "cells": int(max(c.max() for c in cells))})
+        output.commit({"basins": len(together.peak), "cells": cells.count, "dropped": cells.dropped})
     return output.reference
 
 
@@ -172,8 +171,8 @@ def instances_output(
     config: InstancesConfig,
     store: StoreAddress,
 ) -> StageOutput:
-    """Where the cells stand: ``working`` on the working grid; ``cells``, ``foreground`` and ``regions.json`` on the
-    native one of `shape` and `voxel_size`. The size of the blocks decides nothing."""
+    """Where the cells stand: ``working`` on the working grid; ``cells``, ``foreground``, its ``confidence`` in per cent
+    and ``regions.json`` on the native one of `shape` and `voxel_size`. The size of the blocks decides nothing."""
     settings = {**config.model_dump(), "cell_diameter_nm": cell_diameter_nm, "voxel_size": voxel_size, "shape": shape}
     return stage_output(store, "instances", {"foreground": evidence.key}, settings, 3)
 
@@ -199,6 +198,7 @@ def finish_cells(
     *,
     output: StageRef,
     evidence: StageRef,
+    joined: StageRef,
     blocks: Sequence[Block],
     edge: int,
     shape: Grid,
@@ -222,14 +222,20 @@ def finish_cells(
         _write_native(made, "cells", labels, labels.dtype, shape, lambda slab: slab)
         mask = opened(evidence, store).array("foreground")
         _write_native(made, "foreground", mask, mask.dtype, shape, lambda slab: (slab >= HALF).view(np.uint8))
+        _write_native(made, "confidence", mask, mask.dtype, shape, _percent)
         made.write_json("regions.json", [region.model_dump(mode="json") for region in regions])
-        made.commit({"cells": len(regions), "seams": seams})
+        dropped = opened(joined, store).summary["dropped"]
+        made.commit({"cells": len(regions), "dropped": dropped, "seams": seams})
     return made.reference
 
 
 def regions_of(separated: StageRef, store: StoreAddress) -> tuple[CellRegion, ...]:
     """The cells that were found, in the order of their ids."""
     return tuple(CellRegion.model_validate(entry) for entry in opened(separated, store).read_json("regions.json"))
+
+
+def _percent(evidence: np.ndarray) -> np.ndarray:
+    return ((evidence.astype(np.uint16) * 100 + 127) // 255).astype(np.uint8)
 
 
 def _write_native(

@@ -46,9 +46,11 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[object]], digits: 
     return "\n".join(line.rstrip() for line in lines)
 
 
-def cell_table(scores: CellScores) -> str:
-    """The scores of separated cells, one a line."""
-    return format_table(("cells", "score"), [(text, getattr(scores, key)) for key, text in _CELL_ROWS.items()])
+def cell_table(scores: CellScores, baseline: CellScores | None = None) -> str:
+    """The scores of separated cells, one a line, with those of the classical method beside them."""
+    columns = [scores] if baseline is None else [scores, baseline]
+    rows = [(text, *(getattr(column, key) for column in columns)) for key, text in _CELL_ROWS.items()]
+    return format_table(("cells", "score", "threshold")[: len(columns) + 1], rows)
 
 
 def class_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:

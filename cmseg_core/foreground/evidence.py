@@ -15,9 +15,10 @@ from scipy import ndimage
 
 from cmseg_core.errors import InputError
 from cmseg_core.foreground.generator import MaskGenerator
+from cmseg_core.foreground.holes import close_holes
 from cmseg_core.foreground.masks import Masks
 from cmseg_core.foreground.reading import HeadReader
-from cmseg_core.foreground.runs import around, section_runs
+from cmseg_core.foreground.runs import HALF, around, section_runs
 from cmseg_core.foreground.sam import SamModel, as_colours
 from cmseg_core.foreground.threshold import threshold_foreground
 from cmseg_core.foreground.walk import Walk
@@ -91,7 +92,8 @@ def find_cells(
             if progress is not None:
                 progress(stop - start)
         looks.append((np.moveaxis(probability, 0, axis), np.moveaxis(interior, 0, axis)))
-    return combine(looks, pixel_nm, config)
+    evidence = combine(looks, pixel_nm, config)
+    return CellEvidence(close_holes(evidence.foreground, HALF, largest_hole(config)), evidence.interior)
 
 
 def make_finder(sam: SamModel, config: ForegroundConfig) -> MaskGenerator | HeadReader:
@@ -166,6 +168,11 @@ def combine(looks: Sequence[Look], pixel_nm: float, config: ForegroundConfig) ->
     if len(looks) == 1:
         return CellEvidence(probability[0], interior[0])
     return CellEvidence(_median(*probability), _median(*interior))
+
+
+def largest_hole(config: ForegroundConfig) -> int:
+    """Widest hole in a cell that is closed, in pixels: half a cell, more than any organelle takes in a section."""
+    return config.cell_diameter_px // 2
 
 
 def combine_halo(pixel_nm: float, config: ForegroundConfig) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from cmseg_core.schema import ForegroundConfig
 
+HALF = 128
+"""Evidence, of 255, from which a voxel belongs to a cell."""
 _RUN = 32
 """Sections of a run, rounded up to whole distances between key sections."""
 _BEFORE, _AFTER = 1, 2

@@ -170,6 +170,25 @@ def _merge(height, place, first, second, pass_height, h, neck_ratio, nearest):
     return parent
 
 
+@dataclass(frozen=True, eq=False)
+class NamedCells:
+    """Which basins are which cell.
+
+    Attributes
+    ----------
+    of_label : list of ndarray of uint32, shape (rows + 1,)
+        For each table, the cell of each label of its block; 0 for none.
+    count : int
+        Cells are numbered from 1 to this in the order of their centroids.
+    dropped : int
+        Pieces that were too small for a cell.
+    """
+
+    of_label: list[np.ndarray]
+    count: int
+    dropped: int
+
+
 def name_cells(
     basins: Basins,
     shape: Grid,
@@ -178,7 +197,7 @@ def name_cells(
     *,
     cell_diameter_nm: float,
     interior: bool,
-) -> list[np.ndarray]:
+) -> NamedCells:
     """Join basins to cells, and number those that are large enough.
 
     Parameters
@@ -194,9 +213,7 @@ def name_cells(
 
     Returns
     -------
-    list of ndarray of uint32, shape (rows + 1,)
-        For each table, the cell of each label of its block; 0 for none. Cells are numbered from 1 in the order of their
-        centroids.
+    NamedCells
     """
     neck_ratio = config.interior_neck_ratio if interior else config.merge_neck_ratio
     nearest_nm = config.marker_distance_fraction * cell_diameter_nm
@@ -210,7 +227,8 @@ def name_cells(
     centroid = moment[kept] / voxels[kept, None]
     number = np.zeros(len(part), np.uint32)
     number[kept[np.lexsort(centroid.T[::-1])]] = np.arange(1, len(kept) + 1, dtype=np.uint32)
-    return [np.concatenate([np.zeros(1, np.uint32), number[cell[rows]]]) for rows in basins.rows]
+    of_label = [np.concatenate([np.zeros(1, np.uint32), number[cell[rows]]]) for rows in basins.rows]
+    return NamedCells(of_label, len(kept), int(np.count_nonzero((voxels > 0) & (voxels < least_voxels))))
 
 
 def _joined_daughters(basins: Basins, part: np.ndarray, neck_ratio: float, least_voxels: int) -> np.ndarray:

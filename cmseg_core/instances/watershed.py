@@ -74,7 +74,7 @@ def separate_cells(
     cells = name_cells(
         collect([table]), shape, voxel_size, config, cell_diameter_nm=cell_diameter_nm, interior=interior is not None
     )
-    return cells[0][labels]
+    return cells.of_label[0][labels]
 
 
 def _checked_mask(foreground: np.ndarray, interior: np.ndarray | None) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cmseg_core.evaluation.instances import ADVICE, threshold_does_better
 from cmseg_core.report.context import ReportContext, SectionView
 from cmseg_core.report.embed import by_need, content_policy, data_uri, pack_models
 from cmseg_core.report.figures import draw_cells, draw_organelles, draw_raw, encode_webp, scale_bar
@@ -68,6 +69,7 @@ def render_report(context: ReportContext) -> str:
             has_viewer=has_viewer,
             viewer_data=_viewer_data(context, entries),
             cell_scores=_cell_scores(context),
+            advice=_advice(context.evaluation or {}),
             class_scores=class_scores(context.evaluation or {}, context.taxonomy),
             config=json.dumps(context.provenance.get("config") or {}, indent=2, sort_keys=True, default=str),
             policy=content_policy(scripts),
@@ -154,6 +156,16 @@ def _bar(view: SectionView) -> Any:
     return scale_bar(view.raw.shape[1] * view.pixel_nm[1])
 
 
+def _advice(evaluation: Mapping[str, Any]) -> str:
+    """Which way of finding cells suits these images."""
+    baseline = evaluation.get("baseline")
+    if not baseline:
+        return ""
+    if threshold_does_better(evaluation["cells"], baseline):
+        return ADVICE
+    return "Threshold: what the classical method finds in the same images. It does no better here."
+
+
 def _viewer_data(context: ReportContext, entries: Sequence[CellEntry]) -> Mapping[str, Any]:
     return {
         "classes": [{"name": c.name, "colour": c.colour} for c in context.taxonomy.foreground],
@@ -162,5 +174,9 @@ def _viewer_data(context: ReportContext, entries: Sequence[CellEntry]) -> Mappin
 
 
 def _cell_scores(context: ReportContext) -> list[dict[str, Any]]:
-    scores = (context.evaluation or {}).get("cells") or {}
-    return [{"name": n, "note": note, "value": scores[key]} for key, n, note in CELL_SCORES if key in scores]
+    scores, baseline = ((context.evaluation or {}).get(name) or {} for name in ("cells", "baseline"))
+    return [
+        {"name": name, "note": note, "value": scores[key], "baseline": baseline.get(key)}
+        for key, name, note in CELL_SCORES
+        if key in scores
+    ]

@@ -5,12 +5,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from cmseg_core.errors import InputError
 from cmseg_core.foreground import encoder
 from cmseg_core.foreground.decoder import PromptDecoder
 from cmseg_core.foreground.evidence import find_cells, flatten
 from cmseg_core.foreground.generator import MaskGenerator, Prompts, point_grid
+from cmseg_core.foreground.holes import close_holes
 from cmseg_core.foreground.masks import Masks, distinct_boxes
 from cmseg_core.foreground.rules import cell_masks
 from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small, load_sam, save_sam
@@ -369,3 +371,32 @@ def test_a_data_set_without_cells_is_refused():
     empty = LabelledField(np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint16))
     with pytest.raises(InputError, match="no labelled cell"):
         train_sam([empty], SamTrainingConfig(architecture=TINY))
+
+
+# ------------------------------------------------------------------------------------------------- holes
+
+
+def test_holes_are_closed_and_bays_are_not():
+    cell = np.zeros((1, 40, 60), np.uint8)
+    cell[0, 5:35, 5:35] = 200
+    cell[0, 10:16, 10:16] = 20  # a hole
+    cell[0, 20:30, 20:40] = 0  # a bay
+    cell[0, 5:35, 40:60] = 200
+    cell[0, 10:30, 43:57] = 20  # a hole wider than an organelle
+    closed = close_holes(cell, 128, 12)
+    assert (closed[0, 10:16, 10:16] == 128).all()
+    closed[0, 10:16, 10:16] = 20
+    assert np.array_equal(closed, cell)
+
+
+def test_holes_in_a_part_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    cell = np.where(ndimage.gaussian_filter(rng.normal(size=(2, 70, 80)), (0, 1.5, 1.5)) > -0.1, 200, 10).astype(
+        np.uint8
+    )
+    whole = close_holes(cell, 128, 9)
+    assert (whole != cell).any()
+    for start in (0, 23, 60):
+        first, last = max(0, start - 10), min(80, start + 20 + 10)
+        part = close_holes(cell[:, :, first:last], 128, 9)
+        assert np.array_equal(part[:, :, start - first : start - first + 20], whole[:, :, start : start + 20])

@@ -67,7 +67,7 @@ def in_blocks(mask, interior, edge, climb):
     basins = collect(tables, lambda voxels: (peak.ravel()[voxels], left.ravel()[voxels]))
     cells = name_cells(basins, SHAPE, VOXEL, CONFIG, cell_diameter_nm=DIAMETER_NM, interior=interior is not None)
     out = np.zeros(SHAPE, np.uint32)
-    for block, (labels, _), cell in zip(boxes, found, cells, strict=True):
+    for block, (labels, _), cell in zip(boxes, found, cells.of_label, strict=True):
         out[block.box] = cell[labels]
     return out, sum(int(table.left.sum()) for table in tables)
 
@@ -102,5 +102,6 @@ def test_nothing_is_a_partition_too():
     labels, table = find_basins(flat, empty)
     assert not labels.any()
     cells = name_cells(collect([table]), (4, 5, 6), VOXEL, CONFIG, cell_diameter_nm=DIAMETER_NM, interior=False)
-    assert [c.tolist() for c in cells] == [[0]]
+    assert [c.tolist() for c in cells.of_label] == [[0]]
+    assert (cells.count, cells.dropped) == (0, 0)
     assert whole((4, 5, 6)) == Block((0, 0, 0), (4, 5, 6), (4, 5, 6))
