@@ -7,25 +7,27 @@ matters is the ratio, as both sides ran on the same data, on the same machine, i
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
 import cc3d
-import edt
-import fastremap
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential
 from skimage.segmentation import watershed as skimage_watershed
 
-from cmseg_core.instances.basins import find_markers, find_passes, flood, merge_basins
+from cmseg_core.instances.basins import find_basins
+from cmseg_core.instances.landscape import Landscape, distance_map
+from cmseg_core.instances.merging import collect, merge
 from cmseg_core.instances.watershed import separate_cells
 from cmseg_core.schema import InstancesConfig, VoxelSize
 
 VOXEL = VoxelSize(z=45, y=45, x=45)
 DIAMETER_NM = 1600.0
 H_NM = 60.0
+THREADS = len(os.sched_getaffinity(0))
 
 
 def crowd(edge: int) -> np.ndarray:
@@ -52,40 +54,47 @@ def whole_by_peers(mask: np.ndarray) -> np.ndarray:
     return skimage_watershed(-distance, markers, mask=mask)
 
 
-def merged_markers(distance: np.ndarray, mask: np.ndarray) -> int:
-    """Number of basins at least `H_NM` deep, by flooding all maxima and joining over passes."""
-    markers, peaks = find_markers(distance, (1, 1, 1))
-    passes = find_passes(distance, flood(distance, markers, mask))
-    groups = merge_basins(peaks, passes, lambda height, lower, _: float(peaks.height[lower]) - height < H_NM)
-    return len(np.unique(groups[1:]))
+def joined_peaks(distance: np.ndarray, mask: np.ndarray) -> int:
+    """Number of basins at least `H_NM` deep."""
+    basins = collect([find_basins(Landscape(distance, distance), mask)[1]])
+    return len(np.unique(merge(basins, mask.shape, VOXEL, h_nm=H_NM, neck_ratio=1.0, nearest_nm=0)))
+
+
+def peaks_of(distance: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A marker at every peak that has a basin, for the peer's flood."""
+    _, table = find_basins(Landscape(distance, distance), mask)
+    markers = np.zeros(mask.shape, np.int32)
+    markers.ravel()[table.peak] = np.arange(1, len(table.peak) + 1)
+    return markers
 
 
 def steps(edge: int) -> list[tuple[str, str, str, Callable[[], object], Callable[[], object], Callable[..., str]]]:
     """Name, peer, ours, the two runs, and what to say of their agreement."""
     mask = crowd(edge)
-    distance = edt.edt(mask, anisotropy=VOXEL.zyx)
+    distance = distance_map(mask, VOXEL, DIAMETER_NM, THREADS)
     smoothed = (ndimage.gaussian_filter(distance, H_NM / 2 / VOXEL.z) * mask).astype(np.float32)
-    markers, _ = find_markers(smoothed, (1, 1, 1))
-    signed = markers.astype(np.int32)
-    gapped = (signed * 3).astype(np.uint32)
+    markers = peaks_of(smoothed, mask)
+    gapped = separate_cells(mask, VOXEL, InstancesConfig(), cell_diameter_nm=DIAMETER_NM) * np.uint32(3)
+    in_order = np.arange(int(gapped.max()) + 1, dtype=np.uint32) // 3
 
     def same_share(one: np.ndarray, two: np.ndarray) -> str:
         return f"{float((one == two)[mask].mean()):.4f} of voxels"
 
     return [
         ("distance transform", "scipy", "edt", lambda: ndimage.distance_transform_edt(mask, VOXEL.zyx),
-         lambda: edt.edt(mask, anisotropy=VOXEL.zyx), lambda a, b: f"{np.abs(a - b).max() / a.max():.0e} relative"),
+         lambda: distance_map(mask, VOXEL, DIAMETER_NM, THREADS),
+         lambda a, b: f"{np.abs(a - b).max() / a.max():.0e} relative"),
         ("h-maxima", "skimage h_maxima", "basins and passes", lambda: ndimage.label(h_maxima(smoothed, H_NM))[1],
-         lambda: merged_markers(smoothed, mask), lambda a, b: f"{b} of {a} markers"),
-        ("watershed", "skimage", "bioimage-cpp", lambda: skimage_watershed(-smoothed, signed, mask=mask),
-         lambda: flood(smoothed, markers, mask), same_share),
+         lambda: joined_peaks(smoothed, mask), lambda a, b: f"{b} of {a} peaks"),
+        ("watershed", "skimage", "steepest ascent", lambda: skimage_watershed(-smoothed, markers, mask=mask),
+         lambda: find_basins(Landscape(smoothed, smoothed), mask)[0], same_share),
         ("components", "scipy label", "cc3d", lambda: ndimage.label(mask)[1],
          lambda: int(cc3d.connected_components(mask, connectivity=6).max()), lambda a, b: f"{b} of {a} components"),
-        ("relabelling", "skimage", "fastremap", lambda: relabel_sequential(gapped)[0],
-         lambda: fastremap.renumber(gapped, preserve_zero=True)[0],
-         lambda a, b: f"{len(fastremap.unique(b))} of {len(fastremap.unique(a))} ids"),
+        ("relabelling", "skimage relabel_sequential", "a table", lambda: relabel_sequential(gapped)[0],
+         lambda: in_order[gapped], same_share),
         ("mask to cells", "scipy + skimage", "separate_cells", lambda: whole_by_peers(mask).max(),
-         lambda: separate_cells(mask, VOXEL, InstancesConfig(), cell_diameter_nm=DIAMETER_NM).max(),
+         lambda: separate_cells(
+             mask, VOXEL, InstancesConfig(), cell_diameter_nm=DIAMETER_NM, threads=THREADS).max(),
          lambda a, b: f"{b} of {a} cells"),
     ]  # fmt: skip
 

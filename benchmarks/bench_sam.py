@@ -7,11 +7,12 @@
 the official generator is asked about with its defaults, 32 x 32 points. cmseg is asked about the same section and the
 ones that follow it (256 x 256 on its working grid, which the model sees magnified to 1024 x 1024 as well), from one key
 section to the next. Random weights predict arbitrary qualities; so both are timed with thresholds that no mask passes,
-and with thresholds that every mask passes.
+and with thresholds that every mask passes. A third row is for a model with a head, as `cmseg train` makes it, which is asked
+nothing.
 
 ``agree`` takes the packaged checkpoint and sections of simulated fields of their own looks, easy and hard, and compares
-the foreground (IoU) of the official generator with that of cmseg's, from a grid and propagated, and each with the
-truth. Both generators' masks pass the same rules.
+the foreground (IoU) of the official generator with that of cmseg's, from a grid, propagated, and read by the head, and
+each with the truth. Both generators' masks pass the same rules.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ import torch
 from cmseg_core.foreground.evidence import flatten
 from cmseg_core.foreground.generator import MaskGenerator
 from cmseg_core.foreground.masks import Masks, distinct_boxes
+from cmseg_core.foreground.reading import HeadReader
 from cmseg_core.foreground.rules import cell_masks
-from cmseg_core.foreground.sam import SamModel, as_colours, load_sam
+from cmseg_core.foreground.sam import SamModel, as_colours, load_sam, new_head
 from cmseg_core.foreground.walk import Walk
 from cmseg_core.phantom import draw_field
 from cmseg_core.schema import ForegroundConfig, VoxelSize
@@ -70,7 +72,8 @@ def compare_times(sections: int, threads: int) -> None:
     from segment_anything import build_sam_vit_b
 
     torch.manual_seed(0)
-    sam = SamModel(build_sam_vit_b().eval().requires_grad_(False), "vit_b", "grey", "vit_b", False)
+    network = build_sam_vit_b().eval().requires_grad_(False)
+    sam = SamModel(network, "vit_b", "grey", "vit_b", False, head=new_head(network).eval().requires_grad_(False))
     field = draw_field(7300, cells=24, voxel_size=WORKING, shape=(sections + 1, 256, 256))
     volume, _, _ = field.render(0, sections + 1)
     large = cv2.resize(as_colours(volume, 0, "grey"), (1024, 1024), interpolation=cv2.INTER_LINEAR)
@@ -84,13 +87,18 @@ def compare_times(sections: int, threads: int) -> None:
         walk = Walk(MaskGenerator(sam, config), volume[:-1])
         ours = timed(lambda walk=walk: list(walk.masks())) / sections
         print(f"| {name} | {theirs:.1f} | {ours:.2f} | {theirs / ours:.0f} |", flush=True)
+        if name == "none":
+            reader = HeadReader(sam)
+            pictures = [as_colours(volume, n, "grey") for n in range(sections)]
+            read = timed(partial(reader.read, pictures)) / sections
+            print(f"| none, read by a head | {theirs:.1f} | {read:.2f} | {theirs / read:.0f} |", flush=True)
 
 
 def compare_masks(seeds: list[int], sections: int, points: int) -> None:
     sam, config = load_sam(packaged_model("sam")), ForegroundConfig()
     exact = MaskGenerator(sam, config, torch.float32)
-    print("| field | grid, float32 | grid | propagated | official, truth | propagated, truth | s a section, official, "
-          "grid, propagated |\n| --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
+    print("| field | grid, float32 | grid | propagated | head | official, truth | grid, truth | head, truth | s a section, "
+          "official, grid, propagated, head |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
     every = []
     for seed in seeds:
         for hard in (False, True):
@@ -98,6 +106,7 @@ def compare_masks(seeds: list[int], sections: int, points: int) -> None:
             volume, cells, _ = field.render(0, field.shape[0])
             first = (len(volume) - sections) // 2
             chosen = range(first, first + sections)
+            slab, truth = volume[first - 1 : first + sections + 1], [cells[n] > 0 for n in chosen]
             ways: dict[str, Any] = {}
             spent = {}
             generator = official(sam, points, config)
@@ -111,14 +120,17 @@ def compare_masks(seeds: list[int], sections: int, points: int) -> None:
             ):
                 one.config = config.model_copy(update={"prompts": how})
                 began = time.perf_counter()
-                masks = list(Walk(one, volume).masks())
-                spent[name] = (time.perf_counter() - began) / len(volume)
-                ways[name] = [flatten(masks[n])[0] >= 128 for n in chosen]
-            truth = [cells[n] > 0 for n in chosen]
-            row = [_iou(ways["official"], ways[name]) for name in ("exact", "grid", "propagated")]
-            row += [_iou(ways[name], truth) for name in ("official", "propagated")]
+                masks = list(Walk(one, slab).masks(1, sections + 1))
+                spent[name] = (time.perf_counter() - began) / sections
+                ways[name] = [flatten(found)[0] >= 128 for found in masks]
+            began = time.perf_counter()
+            read = HeadReader(sam).read([as_colours(slab, n + 1, sam.context) for n in range(sections)])
+            spent["head"] = (time.perf_counter() - began) / sections
+            ways["head"] = [probability >= 128 for probability, _ in read]
+            row = [_iou(ways["official"], ways[name]) for name in ("exact", "grid", "propagated", "head")]
+            row += [_iou(ways[name], truth) for name in ("official", "grid", "head")]
             every.append(row)
-            seconds = ", ".join(f"{spent[name]:.2f}" for name in ("official", "grid", "propagated"))
+            seconds = ", ".join(f"{spent[name]:.2f}" for name in ("official", "grid", "propagated", "head"))
             figures = " | ".join(f"{value:.3f}" for value in row)
             print(f"| {seed}{', hard' if hard else ''} | {figures} | {seconds} |", flush=True)
     print("| median | " + " | ".join(f"{value:.3f}" for value in np.median(every, axis=0)) + " | |")

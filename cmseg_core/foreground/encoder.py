@@ -47,22 +47,23 @@ def _attend(attention: Any, x: torch.Tensor) -> torch.Tensor:
     heads, depth = images * attention.num_heads, channels // attention.num_heads
     qkv = attention.qkv(x).view(images, rows * columns, 3, attention.num_heads, depth).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.reshape(3, heads, rows * columns, depth).unbind(0)
-    keys = (k * attention.scale).transpose(1, 2)
+    keys = (k * attention.scale).transpose(1, 2).contiguous()
     placed = q.view(heads, rows, columns, depth)
     by_row, by_column = (
         get_rel_pos(size, size, table).to(q.dtype)
         for size, table in ((rows, attention.rel_pos_h), (columns, attention.rel_pos_w))
     )
     # What the distance in rows, and in columns, adds to the scores.
-    down = torch.einsum("bhwc,hkc->bhwk", placed, by_row)
-    across = torch.einsum("bhwc,wkc->bhwk", placed, by_column)
+    down = torch.einsum("bhwc,hkc->bhwk", placed, by_row).to(q.dtype)
+    across = torch.einsum("bhwc,wkc->bhwk", placed, by_column).to(q.dtype)
     out = torch.empty_like(q)
     step = max(1, _SCORES_AT_ONCE // (heads * columns * rows * columns))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        piece = slice(start * columns, stop * columns)
-        bias = down[:, start:stop, :, :, None] + across[:, start:stop, :, None, :]
-        scores = torch.baddbmm(bias.flatten(1, 2).flatten(2), q[:, piece], keys)
-        out[:, piece] = torch.bmm(scores.softmax(dim=-1).to(v.dtype), v)
+    with torch.autocast(x.device.type, enabled=False):  # which would copy every table to float32 and back
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            piece = slice(start * columns, stop * columns)
+            bias = down[:, start:stop, :, :, None] + across[:, start:stop, :, None, :]
+            scores = torch.baddbmm(bias.flatten(1, 2).flatten(2), q[:, piece], keys)
+            out[:, piece] = torch.bmm(scores.softmax(dim=-1), v)
     joined = out.view(images, attention.num_heads, rows, columns, depth).permute(0, 2, 3, 1, 4)
     return attention.proj(joined.reshape(images, rows, columns, channels))

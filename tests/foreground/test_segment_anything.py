@@ -1,6 +1,7 @@
 """Checkpoints, the mask generator beside the official one, rules, training and the classical baseline."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from scipy import ndimage
 from cmseg_core.errors import InputError
 from cmseg_core.foreground import encoder
 from cmseg_core.foreground.decoder import PromptDecoder
-from cmseg_core.foreground.evidence import find_cells, flatten
+from cmseg_core.foreground.evidence import find_cells, flatten, make_finder
 from cmseg_core.foreground.generator import MaskGenerator, Prompts, point_grid
 from cmseg_core.foreground.holes import close_holes
 from cmseg_core.foreground.masks import Masks, distinct_boxes
+from cmseg_core.foreground.reading import HeadReader
 from cmseg_core.foreground.rules import cell_masks
 from cmseg_core.foreground.sam import SamArchitecture, SamModel, as_colours, build_small, load_sam, save_sam
 from cmseg_core.foreground.threshold import threshold_foreground
@@ -282,17 +284,37 @@ def test_touching_masks_have_a_valley_between_them():
 # ---------------------------------------------------------------------------------------------- evidence
 
 
+@pytest.mark.parametrize("prompts", ["none", "grid"])
 @pytest.mark.parametrize("directions", [1, 3])
-def test_cells_are_found_in_a_volume(packaged, directions):
+def test_cells_are_found_in_a_volume(packaged, directions, prompts):
     image, cells = discs((40, 90, 90), [(20, 40, 28, 19), (20, 48, 66, 19)])
     done = []
-    config = ForegroundConfig(directions=directions)
+    config = ForegroundConfig(directions=directions, prompts=prompts)
     evidence = find_cells(image, PIXEL_NM, config, packaged, done.append)
     assert sum(done) == (40 if directions == 1 else 220)
     assert evidence.interior is not None
     found, truth = evidence.foreground >= 128, cells > 0
     assert (found & truth).sum() / (found | truth).sum() > 0.8
     assert evidence.interior[20, 40, 28] > 10 * PIXEL_NM
+
+
+def test_what_is_asked_follows_the_settings_and_the_model(packaged):
+    headless = replace(packaged, head=None)
+    assert isinstance(make_finder(packaged, ForegroundConfig()), HeadReader)
+    assert isinstance(make_finder(packaged, ForegroundConfig(prompts="grid")), MaskGenerator)
+    assert isinstance(make_finder(headless, ForegroundConfig()), MaskGenerator)
+    with pytest.raises(InputError, match="has no head"):
+        make_finder(headless, ForegroundConfig(prompts="none"))
+
+
+def test_a_section_read_in_tiles_has_no_seams(packaged):
+    n = 2 * packaged.image_size
+    circles = [(1, y, x, 22) for y in range(30, n - 20, 55) for x in range(30, n - 20, 55)]
+    image, cells = discs((3, n, n), circles)
+    ((probability, depth),) = HeadReader(packaged).read([as_colours(image, 1, packaged.context)])
+    truth = cells[1] > 0
+    assert ((probability >= 128) & truth).sum() / ((probability >= 128) | truth).sum() > 0.85
+    assert np.median(depth[60:62, 30:n:55]) < 8 < np.median(depth[30:n:55, 30:n:55])
 
 
 @pytest.mark.parametrize("grey", [0, 120, 255])
@@ -335,7 +357,9 @@ def test_a_model_is_trained_further(tmp_path):
     fields = [LabelledField(*discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)]))]
     first = SamTrainingConfig(architecture=TINY, steps=60, images_per_step=2, prompts_per_image=4, learning_rate=2e-3)
     trained = train_sam(fields, first, validation=fields)
-    initial = load_sam(save_sam(trained.network, trained.architecture, tmp_path / "first.pt"))
+    assert trained.history[-1]["cell_iou"] > 0.5
+    initial = load_sam(save_sam(trained.network, trained.architecture, tmp_path / "first.pt", head=trained.head))
+    assert initial.head is not None
     before = {name: tensor.clone() for name, tensor in initial.network.state_dict().items()}
     again = SamTrainingConfig(steps=4, images_per_step=2, prompts_per_image=4, learning_rate=1e-4)
     on = train_sam(fields, again, validation=fields, initial=initial)
