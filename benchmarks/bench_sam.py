@@ -7,8 +7,8 @@
 the official generator is asked about with its defaults, 32 x 32 points. cmseg is asked about the same section and the
 ones that follow it (256 x 256 on its working grid, which the model sees magnified to 1024 x 1024 as well), from one key
 section to the next. Random weights predict arbitrary qualities; so both are timed with thresholds that no mask passes,
-and with thresholds that every mask passes. A third row is for a model with a head, as `cmseg train` makes it, which is asked
-nothing.
+and with thresholds that every mask passes. A third row is for a model with a head, as `cmseg train` makes it, which is
+asked nothing.
 
 ``agree`` takes the packaged checkpoint and sections of simulated fields of their own looks, easy and hard, and compares
 the foreground (IoU) of the official generator with that of cmseg's, from a grid, propagated, and read by the head, and
@@ -97,8 +97,8 @@ def compare_times(sections: int, threads: int) -> None:
 def compare_masks(seeds: list[int], sections: int, points: int) -> None:
     sam, config = load_sam(packaged_model("sam")), ForegroundConfig()
     exact = MaskGenerator(sam, config, torch.float32)
-    print("| field | grid, float32 | grid | propagated | head | official, truth | grid, truth | head, truth | s a section, "
-          "official, grid, propagated, head |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
+    print("| field | grid, float32 | grid | propagated | head | official, truth | grid, truth | head, truth | "
+          "s a section, official, grid, propagated, head |\n|" + " --- |" * 9)  # fmt: skip
     every = []
     for seed in seeds:
         for hard in (False, True):
