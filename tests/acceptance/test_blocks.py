@@ -1,4 +1,4 @@
-"""A run that is killed between two blocks goes on with the missing ones, and the blocks leave no trace in the result."""
+"""A run killed between two blocks goes on with the missing ones, and the blocks leave no trace in the result."""
 
 from __future__ import annotations
 
