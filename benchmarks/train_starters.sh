@@ -4,8 +4,8 @@
 #     benchmarks/train_starters.sh FOLDER
 #
 # FOLDER receives the fields and the models. The trainings end by the clock, as the packaged ones did: the U-Net in eight
-# parts of 41, 75, 9, 8, 60, 17, 42 and 36 minutes, of which the last four took two cores and the others one, SAM after 60
-# on one core. No seed here is used by `cmseg demo` or by the tests.
+# parts of 41, 75, 9, 8, 60, 17, 42 and 36 minutes, of which the last four took two cores and the others one, SAM in two
+# parts of 60 and 75 minutes on one core. No seed here is used by `cmseg demo` or by the tests.
 set -euo pipefail
 folder=$1
 voxels=("30 20 20" "20 20 20" "25 16 16" "40 24 24")
@@ -62,7 +62,23 @@ export CMSEG_MAX_MEMORY_GB=14 # 2,000 cells at once
 unet "batch_size: 16, learning_rate: 1.5e-3, augmentation: {inversion: 0.5}, seed: 12" most 36 unet-starter unet-7 check
 export CMSEG_THREADS=1
 echo '{steps: 100000, seed: 3}' >"$folder/sam.yaml"
-cmseg train "$folder/both" --model sam --config "$folder/sam.yaml" --max-minutes 60 --out "$folder/sam-starter.pt"
+cmseg train "$folder/both" --model sam --config "$folder/sam.yaml" --max-minutes 60 --out "$folder/sam-1.pt"
+# Larger crowds, and the head; the first part knew neither.
+crowd() { # crowd SET SEED CELLS VOXELS [OPTIONS]
+  # shellcheck disable=SC2086
+  [ -d "$folder/$1/field-$2" ] || cmseg phantom "$folder/$1/field-$2" --seed "$2" --cells "$3" --voxel-size $4 ${5:-}
+}
+crowded=("30 20 20" "25 25 25" "40 24 24" "60 24 24")
+for i in $(seq 0 71); do
+  crowd crowd $((6000 + i)) $((12 + 28 * (i % 8) / 7)) "36 36 36" "$([ $((i % 5)) -lt 3 ] && echo --hard || true) ${defects[(i / 2) % 6]}"
+done
+for i in $(seq 0 31); do
+  crowd crowd $((6100 + i)) $((12 + 28 * (i % 8) / 7)) "${crowded[i % 4]}" "$([ $((i % 2)) -eq 1 ] && echo --hard || true) ${defects[(i / 2) % 6]}"
+done
+for i in 0 1 2 3; do crowd crowdcheck $((6300 + i)) $((16 + 8 * i)) "36 36 36" "$([ $((i % 2)) -eq 1 ] && echo --hard || true)"; done
+echo '{steps: 100000, seed: 4, dense_share: 0.6, scale: [0.65, 1.6]}' >"$folder/sam.yaml"
+cmseg train "$folder/crowd" --validation "$folder/crowdcheck" --model sam --initial "$folder/sam-1.pt" \
+  --config "$folder/sam.yaml" --max-minutes 75 --out "$folder/sam-starter.pt"
 # True labels alone, for the classifier of the stage.
 for i in $(seq 0 29); do
   out=$folder/stage/field-$((20000 + i))
