@@ -83,7 +83,7 @@ def test_fault_is_tried_once_more_then_quarantined(
 
     submit(str(tiny / "stack.tif"), "unlucky", store)
     with monkeypatch.context() as patch:
-        patch.setattr(instances, "separate_cells", broken)
+        patch.setattr(instances, "collect", broken)
         (result,) = night(local, config)
     assert len(calls) == 2
     assert result.state == "quarantined" and result.reason == "ZeroDivisionError: a fault of ours"
