@@ -261,9 +261,9 @@ class InstancesConfig(Frozen):
     above this: a dividing pair stays one cell, touching cells part. Equal balls reach 0.60 when their centres are 1.6
     radii apart. Lower it if dividing cells are cut, raise it if cells pressed together are merged; 1 leaves the
     decision to `h_nm`."""
-    interior_neck_ratio: Fraction = 0.30
-    """The same where cells come with their own masks (SAM): between the masks of two cells the passage is all but
-    closed, so that less is needed to call two basins one cell."""
+    interior_neck_ratio: Fraction = 0.50
+    """The same where the depth of every voxel inside its own cell is known (SAM): between two cells the passage is
+    shallower there than in the distance map, so that less is needed to call two basins one cell."""
     daughter_neck_ratio: Fraction = 0.50
     """Two parts of like size, each much smaller than the usual cell of the field, are the daughters of one division
     that is not yet over where the passage between them, relative to the lesser of their half widths, is above this; 1

@@ -42,7 +42,7 @@ def find_field_cells(field: LabelledField, pipeline: PipelineConfig, sam: SamMod
     ndarray of unsigned integers, shape (z, y, x)
     """
     from cmseg_core.foreground.evidence import find_cells
-    from cmseg_core.foreground.runs import HALF
+    from cmseg_core.foreground.runs import LEAST_EVIDENCE
     from cmseg_core.instances.watershed import separate_cells
     from tasks.foreground import working_pixel_nm
 
@@ -50,7 +50,7 @@ def find_field_cells(field: LabelledField, pipeline: PipelineConfig, sam: SamMod
     settings = pipeline.foreground.model_copy(update={"method": "sam" if sam else "threshold"})
     evidence = find_cells(field.image, pixel, settings, sam)
     return separate_cells(
-        evidence.foreground >= HALF,
+        evidence.foreground >= LEAST_EVIDENCE,
         VoxelSize(z=pixel, y=pixel, x=pixel),
         pipeline.instances,
         cell_diameter_nm=pipeline.foreground.cell_diameter_nm,

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from prefect import task
 
-from cmseg_core.foreground.runs import HALF, around, section_runs
+from cmseg_core.foreground.runs import LEAST_EVIDENCE, around, section_runs
 from cmseg_core.foreground.threshold import Read, Threshold, find_threshold, threshold_slab
 from cmseg_core.instances.blocks import Block
 from cmseg_core.preprocess.regrid import shrink
@@ -147,7 +147,7 @@ def combine_looks(
 
     pairs = [(read("probability", axis), read("interior", axis)) for axis in range(config.directions)]
     evidence = combine(pairs, pixel_nm, config)
-    closed = close_holes(evidence.foreground[sure.within(seen)], HALF, hole)
+    closed = close_holes(evidence.foreground[sure.within(seen)], LEAST_EVIDENCE, hole)
     made = opened(output, store)
     made.array("foreground", writable=True)[part.box] = closed[part.within(sure)]
     if evidence.interior is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from prefect import task
 
-from cmseg_core.foreground.runs import HALF
+from cmseg_core.foreground.runs import LEAST_EVIDENCE
 from cmseg_core.instances.basins import BasinTable, find_basins
 from cmseg_core.instances.blocks import Block
 from cmseg_core.instances.landscape import Landscape, draw_landscape, landscape_halo
@@ -74,7 +74,7 @@ def draw_block(
     seen = part.grown(landscape_halo(voxel_size, config, cell_diameter_nm))
     found = opened(evidence, store)
     landscape = draw_landscape(
-        np.asarray(found.array("foreground")[seen.box]) >= HALF,
+        np.asarray(found.array("foreground")[seen.box]) >= LEAST_EVIDENCE,
         voxel_size,
         config,
         cell_diameter_nm=cell_diameter_nm,
@@ -221,7 +221,7 @@ def finish_cells(
         regions = rescale_regions(described, volume_shape(labels), shape)
         _write_native(made, "cells", labels, labels.dtype, shape, lambda slab: slab)
         mask = opened(evidence, store).array("foreground")
-        _write_native(made, "foreground", mask, mask.dtype, shape, lambda slab: (slab >= HALF).view(np.uint8))
+        _write_native(made, "foreground", mask, mask.dtype, shape, lambda slab: (slab >= LEAST_EVIDENCE).view(np.uint8))
         _write_native(made, "confidence", mask, mask.dtype, shape, _percent)
         made.write_json("regions.json", [region.model_dump(mode="json") for region in regions])
         dropped = opened(joined, store).summary["dropped"]

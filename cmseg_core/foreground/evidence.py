@@ -18,7 +18,7 @@ from cmseg_core.foreground.generator import MaskGenerator
 from cmseg_core.foreground.holes import close_holes
 from cmseg_core.foreground.masks import Masks
 from cmseg_core.foreground.reading import HeadReader
-from cmseg_core.foreground.runs import HALF, around, section_runs
+from cmseg_core.foreground.runs import LEAST_EVIDENCE, around, section_runs
 from cmseg_core.foreground.sam import SamModel, as_colours
 from cmseg_core.foreground.threshold import threshold_foreground
 from cmseg_core.foreground.walk import Walk
@@ -93,7 +93,7 @@ def find_cells(
                 progress(stop - start)
         looks.append((np.moveaxis(probability, 0, axis), np.moveaxis(interior, 0, axis)))
     evidence = combine(looks, pixel_nm, config)
-    return CellEvidence(close_holes(evidence.foreground, HALF, largest_hole(config)), evidence.interior)
+    return CellEvidence(close_holes(evidence.foreground, LEAST_EVIDENCE, largest_hole(config)), evidence.interior)
 
 
 def make_finder(sam: SamModel, config: ForegroundConfig) -> MaskGenerator | HeadReader:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from cmseg_core.schema import ForegroundConfig
 
-HALF = 128
-"""Evidence, of 255, from which a voxel belongs to a cell."""
+LEAST_EVIDENCE = 105
+"""Evidence, of 255, from which a voxel belongs to a cell. Less than half, because smoothing along the sections and the
+median of the directions draw outlines in; on simulated fields the foreground is as good at 105 as at 128 and cells lose
+less of their rim."""
 _RUN = 32
 """Sections of a run, rounded up to whole distances between key sections."""
 _BEFORE, _AFTER = 1, 2
