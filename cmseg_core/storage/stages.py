@@ -211,7 +211,12 @@ class StageOutput:
         return self.read_bytes(f"{PARTS}/{name}")
 
     def finished_parts(self) -> set[str]:
-        """Names of the parts that are complete."""
+        """Names of the parts that are complete.
+
+        None where the output was complete once and objects of it have expired since: they may be any part's.
+        """
+        if self._marker() is not None and not self.complete:
+            return set()
         folder = f"{self.prefix}/{PARTS}"
         return {key.removeprefix(f"{folder}/") for key in self.store.sizes(folder)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import InstancesConfig
 from cmseg_core.storage.stages import StageOutput, StageRef, canonical_json, layout, slabs, stage_key
 from cmseg_core.storage.store import Store
+from cmseg_core.storage.tables import pack, unpack
 
 KEY = stage_key("cells", {"stack": "0" * 64}, {"h": 1}, "1")
 
@@ -72,6 +74,37 @@ def test_an_output_that_partly_expired_is_not_complete(store: Store) -> None:
     output.commit({"again": True})
     assert output.complete
     assert output.summary == {"again": True}
+
+
+def test_parts_are_known_until_what_they_made_expires(store: Store) -> None:
+    output = StageOutput(store, "cells", KEY)
+    assert output.finished_parts() == set()
+    for name in ("one", "two"):
+        output.write_bytes(f"values/{name}", b"1")
+        output.finish_part(name, name.encode())
+    assert output.finished_parts() == {"one", "two"}
+    assert output.read_part("two") == b"two"
+    with pytest.raises(KeyError):
+        output.read_part("three")
+    output.commit()
+    assert output.complete and output.finished_parts() == {"one", "two"}
+    store.delete(f"work/cells/{KEY}/values")
+    assert output.finished_parts() == set()
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    name: np.ndarray
+    height: np.ndarray
+
+
+def test_a_table_is_packed_and_no_pickle_is_read() -> None:
+    table = Table(np.arange(3), np.array([0.5, 1.5], np.float32))
+    again = unpack(Table, pack(table))
+    np.testing.assert_array_equal(again.name, table.name)
+    assert again.height.dtype == np.float32 and again.height.tolist() == [0.5, 1.5]
+    with pytest.raises(ValueError, match="pickle|Object"):
+        pack(Table(np.array([object()]), np.zeros(1)))
 
 
 def test_the_first_of_two_equal_writers_stands(store: Store) -> None:
