@@ -161,7 +161,7 @@ def sam(folder: Path, validation: Path, out: Path, minutes: float, settings: dic
     seen = read(folder)
     done = train_sam(seen, config, validation=read(validation), initial=packaged, on_epoch=tell)
     facts = {"training": config.model_dump(mode="json"), "fields": len(seen), "mask_iou": done.history[-1]["iou"]}
-    save_sam(done.network, done.architecture, out, facts)
+    save_sam(done.network, done.architecture, out, facts, done.head)
 
 
 def steps(width: int, section: int, batch: int, seconds: float) -> None:

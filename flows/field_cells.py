@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmseg_core.evaluation.instances import (
+    ADVICE,
+    CellScores,
+    Pairs,
+    average_precision,
+    panoptic_quality,
+    score_and_pair,
+    threshold_does_better,
+)
 from cmseg_core.evaluation.tables import format_table
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
 from cmseg_core.tracking.registry import resolve_model
@@ -16,7 +25,6 @@ from flows.material import check_fields, find_material, read_field
 from flows.places import store_address, tracking_uri
 
 if TYPE_CHECKING:
-    from cmseg_core.evaluation.instances import CellScores, Pairs
     from cmseg_core.foreground.sam import SamModel
     from cmseg_core.foreground.training import LabelledField
 
@@ -71,7 +79,6 @@ def evaluate_sam(console: Console, model: str, dataset: str, pipeline: PipelineC
     material = find_material(dataset, store_address(workspace).open, pipeline)
     places = check_fields(material)
     prepare(workspace)
-    from cmseg_core.evaluation.instances import pair_cells, score_cells, threshold_does_better
     from cmseg_core.foreground.sam import load_sam
 
     resolved = resolve_model(model, "sam", tracking_uri(workspace), workspace.workspace / "models")
@@ -85,8 +92,9 @@ def evaluate_sam(console: Console, model: str, dataset: str, pipeline: PipelineC
             names.append(field.name)
             for method, finder in (("sam", sam), ("threshold", None)):
                 found = find_field_cells(field, pipeline, finder)
-                scores[method].append(score_cells(field.cells, found))
-                pairs[method].append(pair_cells(field.cells, found))
+                score, paired = score_and_pair(field.cells, found)
+                scores[method].append(score)
+                pairs[method].append(paired)
             advance(1)
     methods = {method: _over_all(scores[method], pairs[method]) for method in _METHODS}
     fields = [
@@ -101,8 +109,6 @@ def evaluate_sam(console: Console, model: str, dataset: str, pipeline: PipelineC
 
 def _over_all(scores: list[CellScores], pairs: list[Pairs]) -> dict[str, Any]:
     """Average precision and panoptic quality over the cells of all fields; the mean over the fields of the rest."""
-    from cmseg_core.evaluation.instances import average_precision, panoptic_quality
-
     means = {}
     for name in ("voi_split", "voi_merge", "arand", "count_error"):
         known = [value for one in scores if (value := getattr(one, name)) is not None]
@@ -128,7 +134,5 @@ def _described(fields: list[dict[str, Any]], methods: dict[str, Any], better: st
         format_table(("average precision at IoU", *(f"{least:.2f}" for least in THRESHOLDS)), curve),
     ]
     if better == "threshold":
-        from cmseg_core.evaluation.instances import ADVICE
-
         parts += ["", ADVICE]
     return "\n".join(parts)

@@ -85,10 +85,15 @@ def score_cells(truth: np.ndarray, predicted: np.ndarray) -> CellScores:
     InputError
         Where the shapes differ or the labels are not integers.
     """
+    return score_and_pair(truth, predicted)[0]
+
+
+def score_and_pair(truth: np.ndarray, predicted: np.ndarray) -> tuple[CellScores, Pairs]:
+    """What :func:`score_cells` gives, and the pairs of cells behind it, for scores over several volumes."""
     table = count_contingency(truth, predicted)
     found = _paired(table)
     split, merge = _variation_of_information(table)
-    return CellScores(
+    scores = CellScores(
         ap50=average_precision([found], 0.5),
         ap75=average_precision([found], 0.75),
         pq=panoptic_quality([found]),
@@ -97,6 +102,7 @@ def score_cells(truth: np.ndarray, predicted: np.ndarray) -> CellScores:
         arand=_adapted_rand_error(table),
         count_error=abs(found.predicted - found.true) / found.true if found.true else None,
     )
+    return scores, found
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,6 @@ class Pairs:
     def matched(self, least_iou: float) -> int:
         """Pairs of at least this IoU, which is no less than 0.5."""
         return sum(iou >= least_iou for iou in self.ious)
-
-
-def pair_cells(truth: np.ndarray, predicted: np.ndarray) -> Pairs:
-    """Pair the true cells of a volume with the found ones; both are integers of shape (z, y, x), 0 is background."""
-    return _paired(count_contingency(truth, predicted))
 
 
 def average_precision(volumes: Sequence[Pairs], least_iou: float) -> float | None:

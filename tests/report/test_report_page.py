@@ -89,6 +89,15 @@ def test_without_truth_there_are_no_scores(build_context):
     assert "AP50" not in page.text and "Mean IoU" not in page.text
 
 
+@pytest.mark.parametrize(("ap75", "advice"), [(0.7, "It does no better here."), (0.9, "set foreground.method")])
+def test_the_classical_method_stands_beside_the_scores(build_context, ap75, advice):
+    cells = {"ap50": 0.91, "ap75": 0.8, "pq": 0.87}
+    page = Page(render_report(build_context(evaluation={"cells": cells, "baseline": cells | {"ap75": ap75}})))
+    assert advice in page.text and "Threshold" in page.text
+    alone = Page(render_report(build_context(evaluation={"cells": cells})))
+    assert advice not in alone.text and "Threshold" not in alone.text
+
+
 def test_an_acquisition_in_which_nothing_was_found(build_context):
     empty = build_context(
         cells=(),
