@@ -19,7 +19,7 @@ EDGES = (256, 128, 64)
 """Of blocks in voxels, the best first: the smaller, the larger the share of a block's halo."""
 BLOCK_BYTES = 42
 """Memory a voxel of a block with its halo takes at the widest point."""
-SECTION_BYTES = 600
+SECTION_BYTES = 900
 """Memory a voxel of a whole section of the working grid takes where whole sections are worked on, some at a time."""
 BASE_GB = 1.5
 """Memory of the libraries and the models."""
