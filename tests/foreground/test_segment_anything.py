@@ -355,7 +355,9 @@ def test_training_learns_and_repeats_itself():
 
 def test_a_model_is_trained_further(tmp_path):
     fields = [LabelledField(*discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)]))]
-    first = SamTrainingConfig(architecture=TINY, steps=60, images_per_step=2, prompts_per_image=4, learning_rate=2e-3)
+    first = SamTrainingConfig(
+        architecture=TINY, steps=240, images_per_step=2, prompts_per_image=4, learning_rate=4e-3, dense_share=0.8
+    )
     trained = train_sam(fields, first, validation=fields)
     assert trained.history[-1]["cell_iou"] > 0.5
     initial = load_sam(save_sam(trained.network, trained.architecture, tmp_path / "first.pt", head=trained.head))
