@@ -88,7 +88,7 @@ def find_basins(
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     block, seen = block or whole(shape), seen or whole(shape)
     height, distance = np.ascontiguousarray(landscape.height), np.ascontiguousarray(landscape.distance)
-    end = _climb(height, distance, np.ascontiguousarray(mask), _ends(block, seen))
+    end = _climb(height, distance, np.ascontiguousarray(mask), _goes_on(seen))
     _follow(end)
     beside = block.grown((0, 0, 0), (1, 1, 1))
     view = beside.within(seen)
@@ -114,9 +114,9 @@ def find_basins(
     return labels, table
 
 
-def _ends(block: Block, seen: Block) -> np.ndarray:
+def _goes_on(seen: Block) -> np.ndarray:
     """For each axis whether the volume goes on before and after what is seen."""
-    return np.array([[a > 0, b < n] for a, b, n in zip(seen.start, seen.stop, block.shape, strict=True)])
+    return np.array([[a > 0, b < n] for a, b, n in zip(seen.start, seen.stop, seen.shape, strict=True)])
 
 
 def _on_rim(places: tuple[np.ndarray, ...], seen: Block) -> np.ndarray:
