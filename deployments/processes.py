@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -28,8 +29,25 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def port_is_free(port: int) -> bool:
+    """Whether a service could listen on a port of loopback now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what lingers of a former service is no service
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
 def start(
-    command: Sequence[str | Path], *, folder: Path, log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    *,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    account: str | None = None,
+    farewell: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """Start a service with its output in a file; the kernel ends it where this process dies, even by SIGKILL.
 
@@ -44,14 +62,19 @@ def start(
         Appended to; readable by the user only.
     environment : mapping, optional
         Variables added to those of this process.
+    account : str, optional
+        User of the machine under whom it runs; only root can choose.
+    farewell : signal
+        What the kernel sends it where this process dies.
     """
     parent = os.getpid()
 
     def tie_to_parent() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, farewell)
         if os.getppid() != parent:  # it died before prctl was reached
             os._exit(1)
 
+    entry = pwd.getpwnam(account) if account is not None else None
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
@@ -63,17 +86,34 @@ def start(
             stderr=subprocess.STDOUT,
             preexec_fn=tie_to_parent,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends the service in order
+            user=entry and entry.pw_uid,
+            group=entry and entry.pw_gid,
+            extra_groups=None if entry is None else [],
         )
     finally:
         os.close(descriptor)
 
 
-def stop(process: subprocess.Popen[bytes], *, patience: float = 10.0) -> int:
-    """End a process: SIGTERM, and SIGKILL where it has not ended after `patience` seconds. Returns its exit status."""
+def stop(process: subprocess.Popen[bytes], *, patience: float = 10.0, farewell: signal.Signals = signal.SIGTERM) -> int:
+    """End a process of :func:`start` and all that it started; returns its exit status.
+
+    Parameters
+    ----------
+    process : Popen
+    patience : float
+        Seconds after which it is killed.
+    farewell : signal
+        Asks it to end.
+    """
     if process.poll() is None:
-        process.terminate()
-        try:
-            return process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        process.send_signal(farewell)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    end_group(process.pid)
     return process.wait()
+
+
+def end_group(pid: int) -> None:
+    """Kill what is left of the processes that a service of :func:`start` began."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)

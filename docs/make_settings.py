@@ -15,6 +15,7 @@ from cmseg_core.morphology.stage_training import StageTrainingConfig
 from cmseg_core.organelles.augmentation import AugmentationConfig
 from cmseg_core.organelles.training import FOR_FIELDS, PRESETS, TrainingConfig
 from cmseg_core.schema import PAPER, PipelineConfig, Taxonomy, Workspace
+from deployments.stack import StackSettings
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -45,6 +46,12 @@ WORKSPACE_INTRODUCTION = """\
 Where state lives and which services are used. Set by environment variables.
 """
 
+SERVICES_INTRODUCTION = """\
+## Services
+
+What `cmseg up` starts, and when the night begins ([production.md](production.md)). Set by environment variables.
+"""
+
 TRAINING_INTRODUCTION = """\
 ## Training
 
@@ -69,6 +76,7 @@ def render() -> str:
         prefix = f"CMSEG_{name.upper()}__"
         parts += [f"## {name}\n", f"{_about(model)}\n", _table(model, None, prefix, PAPER.get(name, {}))]
     parts += [WORKSPACE_INTRODUCTION, _table(Workspace, None, "CMSEG_", {})]
+    parts += [SERVICES_INTRODUCTION, _table(StackSettings, None, "CMSEG_", {})]
     for_fields = ", ".join(f"`{name}: {value}`" for name, value in FOR_FIELDS.items())
     parts += [TRAINING_INTRODUCTION.format(for_fields=for_fields), _table(TrainingConfig, None, None, PRESETS["paper"])]
     parts += [f"### augmentation\n\n{_about(AugmentationConfig)}\n", _table(AugmentationConfig, None, None, {})]

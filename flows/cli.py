@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 
 from flows import cli_learning
 from flows.console import DONE, Console, exit_status, wants
+from flows.joined import join
 from flows.options import (
     Cells,
     Hard,
@@ -62,7 +63,12 @@ def invoke(tokens: Sequence[str]) -> int:
         os.environ["CMSEG_DEBUG"] = "1"
     kept = [token for token in tokens if token != "--debug"]
     sys.meta_path.insert(0, QuietImport())
-    return exit_status(lambda: app(kept, exit_on_error=False, print_error=False), debug=debug)
+
+    def command() -> int:
+        join(kept)
+        return app(kept, exit_on_error=False, print_error=False)
+
+    return exit_status(command, debug=debug)
 
 
 @app.command
@@ -227,6 +233,32 @@ def status(name: str | None = None, /, *, json: Json = False) -> int:
     from flows.landing import show_status
 
     return show_status(Console(json), name)
+
+
+@app.command
+def up(*, json: Json = False) -> int:
+    """Start the services of a laboratory on this machine: S3, PostgreSQL, MLflow, Prefect and a worker.
+
+    They stay up until `cmseg down`; what they keep lies in the workspace. The night is scheduled, and every other
+    command uses them.
+    """
+    from flows.services import up as start
+
+    return start(Console(json))
+
+
+@app.command
+def down(*, now: bool = False, json: Json = False) -> int:
+    """End the services of `cmseg up`, once the flows that run have ended.
+
+    Parameters
+    ----------
+    now
+        Break running flows off; they go on with the next `cmseg up`, and what they had computed is kept.
+    """
+    from flows.services import down as end
+
+    return end(Console(json), now=now)
 
 
 @app.command

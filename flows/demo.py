@@ -11,7 +11,7 @@ from cmseg_core.storage.buckets import ensure_bucket
 from cmseg_core.storage.store import Store
 from cmseg_core.tracking.connection import default_tracking_uri
 from cmseg_core.tracking.registry import ensure_champions
-from deployments.services import object_store
+from deployments.object_store import object_store
 from flows.console import Console
 from flows.environment import prepare
 from flows.outcome import described, status_of

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from prefect import Flow, flow
@@ -16,6 +17,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.storage.store import Store
 from flows.cluster import on_cluster
+from flows.environment import prepare
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
 from tasks.check import stages_of
@@ -39,7 +41,12 @@ ATTEMPTS = 2
 """A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
 
 
-@flow(name="nightly", persist_result=False, validate_parameters=False)
+def _tonight() -> str:
+    """A run is named after the day on which it begins."""
+    return f"night-{datetime.now():%Y-%m-%d}"
+
+
+@flow(name="nightly", flow_run_name=_tonight, persist_result=False, validate_parameters=False)
 def nightly(
     config: PipelineConfig | None = None,
     workspace: Workspace | None = None,
@@ -68,6 +75,7 @@ def nightly(
     """
     config = config or PipelineConfig()
     workspace = workspace or Workspace()
+    prepare(workspace)
     store = store_address(workspace).open()
     chosen = waiting(store) if names is None else _named(store, names)
     results = [_process(name, config, workspace, store) for name in chosen]

@@ -22,7 +22,7 @@ import pytest
 
 from cmseg_core.storage.buckets import ensure_bucket
 from cmseg_core.storage.store import Store
-from deployments.services import ObjectStoreService, object_store
+from deployments.object_store import ObjectStoreService, object_store
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _OF_THE_USER = ("AWS_", "CMSEG_", "MLFLOW_S3", "MLFLOW_TRACKING", "MLFLOW_REGISTRY")

@@ -112,7 +112,7 @@ class MaskGenerator:
         """Show sections (rows, columns, 3), all of one size, to the image encoder."""
         rows, columns = pictures[0].shape[:2]
         sections = [Section((rows, columns), []) for _ in pictures]
-        for number, place, embedding in self.encoder.embed(pictures):
+        for number, place, _, embedding in self.encoder.embed(pictures):
             sections[number].tiles.append(Tile(place, self.decoder.see(embedding)))
         return sections
 

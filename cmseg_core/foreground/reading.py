@@ -1,4 +1,4 @@
-"""Cells of a section read from the image embedding, with nothing asked."""
+"""Cells of a section read by the head, with nothing asked."""
 
 from __future__ import annotations
 
@@ -42,17 +42,19 @@ class HeadReader:
         """
         shape = pictures[0].shape[:2]
         sums = np.zeros((len(pictures), 3, *shape), np.float32)
-        for number, place, embedding in self.encoder.embed(pictures):
+        for number, place, pixels, embedding in self.encoder.embed(pictures):
             weight = _hat(place, shape)
-            probability, depth = self._tile(place, embedding)
+            probability, depth = self._tile(place, pixels, embedding)
             rows, columns = place.rows, place.columns
             window = sums[number, :, place.top : place.top + rows, place.left : place.left + columns]
             window += weight * np.stack([probability, depth, np.ones_like(depth)])
         probability, depth = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
         return list(zip((255 * probability).astype(np.uint8), np.maximum(depth, 0), strict=True))
 
-    def _tile(self, place: Place, embedding: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits, depth = self.head(embedding.float())
+    def _tile(
+        self, place: Place, pixels: torch.Tensor, embedding: torch.Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits, depth = self.head(embedding.float(), pixels)
         probability = torch.sigmoid(logits)
         edge, size = self.encoder.edge, self.sam.image_size
         if edge != size:

@@ -54,8 +54,9 @@ class TileEncoder:
         self.dtype = dtype or (torch.bfloat16 if has_bfloat16(sam.device) else torch.float32)
         self.edge = _OFFICIAL_TILE if isinstance(sam.architecture, str) else sam.image_size
 
-    def embed(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, Place, torch.Tensor]]:
-        """Number of the picture, place and embedding (1, channels, rows, columns) of every tile of some sections.
+    def embed(self, pictures: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, Place, torch.Tensor, torch.Tensor]]:
+        """Number of the picture, place, pixels (1, 3, edge, edge) as the network takes them and embedding
+        (1, channels, rows, columns) of every tile of some sections.
 
         Parameters
         ----------
@@ -76,8 +77,8 @@ class TileEncoder:
             batch = torch.stack([self._input(pictures[number], place) for number, place in some])
             with torch.autocast(self.sam.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 embeddings = embed_images(self.sam.network.image_encoder, batch)
-            for (number, place), embedding in zip(some, embeddings, strict=True):
-                yield number, place, embedding[None]
+            for (number, place), pixels, embedding in zip(some, batch, embeddings, strict=True):
+                yield number, place, pixels[None], embedding[None]
 
     def _input(self, picture: NDArray[np.uint8], place: Place) -> torch.Tensor:
         size, network = self.sam.image_size, self.sam.network

@@ -6,9 +6,10 @@ would give it, a little off (Archit et al., "Segment Anything for microscopy", 2
 The object is always the whole cell (never its organelles), so every mask token learns the same target; and points
 beside all cells are asked too, with an empty target, so that the predicted IoU tells them apart.
 
-From scratch a few prompts a picture teach the image encoder slowly. Beside them a head reads the cells and the distance
-to their borders at every pixel straight from the image embedding (:mod:`cmseg_core.foreground.head`); a first part of
-the training has nothing but this, and in the end it finds cells without any prompt.
+A few prompts a picture teach the image encoder slowly. So it learns from a head, which reads the cells and the distance
+to their borders at every pixel (:mod:`cmseg_core.foreground.head`) and in the end finds cells without any prompt. A
+first part of the training has nothing but this; in the second the prompts teach what answers them, and leave the
+embedding to the head.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class SamTrainingConfig(Frozen):
     """At its highest; falls along a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.45
-    """Share of the training, at its start, without prompts, with twice the images a step; a model that has a head
-    already has none."""
+    """Share of the training, at its start, without prompts, with twice the images a step."""
     scale: tuple[float, float] = (0.8, 1.5)
     """Range of the random magnification."""
     steps_per_epoch: Positive = 100
@@ -83,8 +83,8 @@ class LabelledField:
 @dataclass(frozen=True, eq=False)
 class TrainedSam:
     """The network with its head, what it is built like (:func:`cmseg_core.foreground.sam.save_sam`), and one dict an
-    epoch: ``step``, ``loss``, ``seconds``, and with validation fields ``iou`` of the masks asked for and ``cell_iou``
-    of what the head calls cells."""
+    epoch: ``step``, ``loss``, ``seconds``, and with validation fields ``iou`` of the masks asked for, ``cell_iou`` of
+    what the head calls cells and ``depth_error`` of the head in cells, in pixels."""
 
     network: Any
     head: CellHead
@@ -157,7 +157,6 @@ def train_sam(
         draw_example(np.random.default_rng(index), validation, config, retina)
         for index in range(8 if validation else 0)
     ]
-    dense_share = config.dense_share if initial is None or initial.head is None else 0.0
     step, progress = 0, 0.0
     examples = _examples(fields, config, retina)
     while progress < 1:
@@ -165,7 +164,7 @@ def train_sam(
             for group in optimiser.param_groups:
                 group["lr"] = _rate(config, step, progress)
             optimiser.zero_grad(set_to_none=True)
-        prompted = progress >= dense_share
+        prompted = progress >= config.dense_share
         images = config.images_per_step * (1 if prompted else _DENSE_TO_PROMPTED)
         batch = [next(examples) for _ in range(images)]
         with torch.autocast(device.type, torch.bfloat16):
@@ -244,11 +243,13 @@ def _held_out_scores(
     both.load_state_dict(average)
     with torch.no_grad():
         _, iou = _loss(both["network"], both["head"], batch)
-        logits, _ = both["head"](_embed(both["network"], batch))
-        found, cells = logits > 0, _interiors(batch, logits.device) > 0
+        logits, depth = both["head"](*_embed(both["network"], batch))
+        interior = _interiors(batch, logits.device)
+        found, cells = logits > 0, interior > 0
         cell_iou = float((found & cells).sum() / (found | cells).sum().clamp(min=1))
+        depth_error = float((depth - interior).abs()[cells].mean())
     both.load_state_dict(current)
-    return {"iou": iou, "cell_iou": cell_iou}
+    return {"iou": iou, "cell_iou": cell_iou, "depth_error": depth_error}
 
 
 # -------------------------------------------------------------------------------------------------- examples
@@ -389,9 +390,11 @@ def _change_greys(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ loss
 
 
-def _embed(network: Any, batch: list[Example]) -> torch.Tensor:
+def _embed(network: Any, batch: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of the examples, and what the image encoder saw."""
     pictures = torch.from_numpy(np.stack([example.picture for example in batch])).to(network.device).float()
-    return network.image_encoder((pictures - network.pixel_mean) / network.pixel_std)
+    pixels = (pictures - network.pixel_mean) / network.pixel_std
+    return network.image_encoder(pixels), pixels
 
 
 def _interiors(batch: list[Example], device: torch.device) -> torch.Tensor:
@@ -399,15 +402,15 @@ def _interiors(batch: list[Example], device: torch.device) -> torch.Tensor:
 
 
 def _encoder_loss(network: Any, head: Any, batch: list[Example]) -> torch.Tensor:
-    logits, depth = head(_embed(network, batch))
+    logits, depth = head(*_embed(network, batch))
     return head_loss(logits, depth, _interiors(batch, network.device))
 
 
 def _loss(network: Any, head: Any, batch: list[Example]) -> tuple[torch.Tensor, float]:
     device = network.device
-    embeddings = _embed(network, batch)
+    embeddings, pixels = _embed(network, batch)
     losses, ious = [], []
-    for embedding, example in zip(embeddings, batch, strict=True):
+    for embedding, example in zip(embeddings.detach(), batch, strict=True):
         sparse, dense = _prompts(network, example, device)
         logits, quality = network.mask_decoder.predict_masks(
             image_embeddings=embedding[None],
@@ -420,7 +423,7 @@ def _loss(network: Any, head: Any, batch: list[Example]) -> tuple[torch.Tensor, 
         loss, iou = _mask_loss(logits, quality, target)
         losses.append(loss)
         ious.append(iou)
-    logits, depth = head(embeddings)
+    logits, depth = head(embeddings, pixels)
     loss = torch.stack(losses).mean() + head_loss(logits, depth, _interiors(batch, device))
     return loss, float(np.mean(ious))
 

@@ -7,24 +7,23 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmseg_core.errors import InputError
-from deployments.processes import LOOPBACK, free_ports, start, stop
+from deployments.processes import LOOPBACK, free_ports, port_is_free
+from deployments.service import Process, Service, answer, nothing
 
 MEMORY_LIMIT = "512MiB"
 """What the Go runtime of the service keeps to, as far as it can."""
 START_SECONDS = 60.0
 ATTEMPTS = 3
 _SERVERS = ("s3", "master", "volume", "filer", "admin")
+_ADMIN_STEP, _HIGHEST = 10_000, 65_535
+"""What the admin server's second port is above its first one, whatever it was told: its own worker calls there."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,7 @@ class ObjectStoreService:
 
     def environment(self) -> Mapping[str, str]:
         """Variables under which `Store.open`, boto3 and MLflow reach this service."""
-        return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_ENDPOINT_URL_S3": self.endpoint,
-            "MLFLOW_S3_ENDPOINT_URL": self.endpoint,
-            "CMSEG_S3_ENDPOINT": self.endpoint,
-        }
+        return client_environment(self.endpoint, self.access_key, self.secret_key)
 
 
 @contextmanager
@@ -79,15 +72,64 @@ def object_store(folder: Path, *, port: int | None = None) -> Iterator[ObjectSto
         service does not start.
     """
     folder = Path(folder).expanduser().absolute()
-    with _locked(folder):
-        access_key, secret_key = _credentials(folder / "s3.json")
-        _signing_keys(folder / "security.toml")
-        process, endpoint = _start(folder, port)
+    with held(folder):
+        access_key, secret_key = credentials(folder)
+        log = folder / "weed.log"
+        service, process, endpoint = _started(folder, port, log)
         try:
-            yield ObjectStoreService(endpoint, access_key, secret_key, process.pid, folder / "weed.log")
+            yield ObjectStoreService(endpoint, access_key, secret_key, process.pid, log)
         finally:
-            # It writes straight to its files, so that nothing is lost where its own slow farewell is cut short.
-            stop(process, patience=5)
+            service.stop(process)
+
+
+def _started(folder: Path, port: int | None, log: Path) -> tuple[Service, Process, str]:
+    for _ in range(ATTEMPTS):
+        chosen = port or free_ports(1)[0]
+        service = object_store_service(folder, chosen, log)
+        process = service.start(within=START_SECONDS)
+        if process is not None:
+            return service, process, endpoint_of(chosen)
+    reason = f"the object store did not start in {ATTEMPTS} attempts"
+    raise InputError(folder, reason, f"look at {log} and at the free space of the disk")
+
+
+def client_environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:
+    """Variables under which `Store.open`, boto3 and MLflow reach a service."""
+    return {
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "MLFLOW_S3_ENDPOINT_URL": endpoint,
+        "CMSEG_S3_ENDPOINT": endpoint,
+    }
+
+
+def object_store_service(folder: Path, port: int, log: Path, ready: Callable[[], None] = nothing) -> Service:
+    """The service on a folder that is :func:`held`; `ready` is called once it is healthy."""
+    return Service(
+        name="object store",
+        command=(
+            weed_program(),
+            "-logtostderr=true",
+            f"-config_dir={folder}",
+            "mini",
+            f"-options={folder / 'weed.options'}",
+        ),
+        folder=folder,
+        log=log,
+        # An anonymous request is refused once it answers and has read its credentials.
+        healthy=lambda: answer(endpoint_of(port), timeout=2) == 403,
+        environment={"GOMEMLIMIT": MEMORY_LIMIT, "GOMAXPROCS": str(min(4, os.cpu_count() or 1))},
+        prepare=lambda: _write_options(folder, port),
+        ready=ready,
+        # It writes straight to its files, so that nothing is lost where its own slow farewell is cut short.
+        patience=5,
+    )
+
+
+def endpoint_of(port: int) -> str:
+    """Address of the S3 interface on a port."""
+    return f"http://{LOOPBACK}:{port}"
 
 
 def weed_program() -> Path:
@@ -99,34 +141,16 @@ def weed_program() -> Path:
     return Path(found)
 
 
-def _start(folder: Path, port: int | None) -> tuple[subprocess.Popen[bytes], str]:
-    for _ in range(ATTEMPTS):
-        ports = free_ports(2 * len(_SERVERS))
-        if port is not None:
-            ports[0] = port
-        _write_private(folder / "weed.options", _options(folder, ports))
-        process = start(
-            [
-                weed_program(),
-                "-logtostderr=true",
-                f"-config_dir={folder}",
-                "mini",
-                f"-options={folder / 'weed.options'}",
-            ],
-            folder=folder,
-            log=folder / "weed.log",
-            environment={"GOMEMLIMIT": MEMORY_LIMIT, "GOMAXPROCS": str(min(4, os.cpu_count() or 1))},
-        )
-        endpoint = f"http://{LOOPBACK}:{ports[0]}"
-        try:
-            if _healthy(process, endpoint):
-                return process, endpoint
-        except BaseException:
-            stop(process)
-            raise
-        stop(process)
-    reason = f"the object store did not start in {ATTEMPTS} attempts"
-    raise InputError(folder, reason, f"look at {folder / 'weed.log'} and at the free space of the disk")
+def _write_options(folder: Path, port: int) -> None:
+    """New ports for the servers behind S3 at every start: a former one may have been taken."""
+    _signing_keys(folder / "security.toml")
+    ports = free_ports(2 * len(_SERVERS))
+    ports[0] = port
+    admin = 2 * _SERVERS.index("admin")
+    while not (ports[admin] <= _HIGHEST - _ADMIN_STEP and port_is_free(ports[admin] + _ADMIN_STEP)):
+        ports[admin] = free_ports(1)[0]
+    ports[admin + 1] = ports[admin] + _ADMIN_STEP
+    _write_private(folder / "weed.options", _options(folder, ports))
 
 
 def _options(folder: Path, ports: list[int]) -> str:
@@ -155,24 +179,9 @@ def _options(folder: Path, ports: list[int]) -> str:
     return "".join(f"{name}={value}\n" for name, value in options.items())
 
 
-def _healthy(process: subprocess.Popen[bytes], endpoint: str) -> bool:
-    """Wait until the service refuses an anonymous request: then it answers, and has read its credentials."""
-    deadline = time.monotonic() + START_SECONDS
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            direct.open(endpoint, timeout=2)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 403:
-                return True
-        except OSError:
-            pass
-        time.sleep(0.1)
-    return False
-
-
-def _credentials(path: Path) -> tuple[str, str]:
+def credentials(folder: Path) -> tuple[str, str]:
+    """Access key and secret key of the store on a folder, made at the first call."""
+    path = folder / "s3.json"
     if not path.exists():
         keys = {"accessKey": f"CMSEG{secrets.token_hex(8).upper()}", "secretKey": secrets.token_urlsafe(30)}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -196,7 +205,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Make the folder and hold it: two services on one folder would destroy its data."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

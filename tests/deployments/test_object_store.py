@@ -23,8 +23,9 @@ from botocore.exceptions import ClientError
 from cmseg_core.errors import InputError
 from cmseg_core.storage.buckets import ensure_bucket
 from cmseg_core.storage.store import Store
-from deployments import processes, services
-from deployments.services import ObjectStoreService, object_store
+from deployments import object_store as module
+from deployments import processes
+from deployments.object_store import ObjectStoreService, object_store
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -105,7 +106,7 @@ def test_data_and_credentials_outlive_a_restart(tmp_path: Path, monkeypatch: pyt
 
 def test_it_ends_where_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
-        "import time, sys; from pathlib import Path; from deployments.services import object_store\n"
+        "import time, sys; from pathlib import Path; from deployments.object_store import object_store\n"
         "with object_store(Path(sys.argv[1])) as service:\n"
         "    print(service.pid, flush=True); time.sleep(60)"
     )
@@ -123,7 +124,7 @@ def test_it_ends_where_its_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_service_that_does_not_start_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "weed_program", lambda: Path("/bin/false"))
+    monkeypatch.setattr(module, "weed_program", lambda: Path("/bin/false"))
     with pytest.raises(InputError, match=r"did not start in 3 attempts.*weed\.log"), object_store(tmp_path):
         pass
 

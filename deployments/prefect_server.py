@@ -1,0 +1,197 @@
+"""Prefect on loopback: its server with the pages that people watch, and a worker for the deployed flows."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from cmseg_core.errors import InputError
+from deployments.processes import LOOPBACK
+from deployments.service import Service, answer
+
+USER = "cmseg"
+POOL = "cmseg"
+DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+_UNDER_WAY = ["PENDING", "RUNNING", "CANCELLING"]
+_GONE = "its process was gone"
+_PROGRAM = (sys.executable, "-m", "prefect")
+
+
+def prefect_service(folder: Path, port: int, *, password: str, database: str, log: Path) -> Service:
+    """The server.
+
+    Parameters
+    ----------
+    folder : path
+    port : int
+    password : str
+        Of the user ``cmseg``.
+    database : str
+        Address of its database, with the password.
+    log : path
+    """
+    return Service(
+        name="Prefect",
+        command=(*_PROGRAM, "server", "start", "--host", LOOPBACK, "--port", str(port)),
+        folder=folder,
+        log=log,
+        healthy=lambda: answer(f"{api_url(port)}/admin/version", auth=(USER, password)) == 200,
+        environment={
+            **client_environment(port, password),
+            "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{password}",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_HOME": str(folder),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+
+
+def worker_service(
+    folder: Path, port: int, *, password: str, environment: Mapping[str, str], schedule: Mapping[str, str],
+    at_once: int, log: Path
+) -> Service:  # fmt: skip
+    """A worker, with the work pool and the deployments that it serves brought up to date before each start.
+
+    Parameters
+    ----------
+    folder : path
+    port : int
+        Of the server.
+    password : str
+        Of the server's user ``cmseg``.
+    environment : mapping
+        What the flows that it starts find in their environment.
+    schedule : mapping
+        Variables that the file of the deployments names.
+    at_once : int
+        Flows that it runs at a time.
+    log : path
+    """
+    known = {**client_environment(port, password), **environment, "PREFECT_HOME": str(folder)}
+    name = "cmseg-worker"
+    return Service(
+        name="worker",
+        command=(
+            *_PROGRAM,
+            "worker",
+            "start",
+            "--pool",
+            POOL,
+            "--type",
+            "process",
+            "--name",
+            name,
+            "--limit",
+            str(at_once),
+        ),  # fmt: skip
+        folder=folder,
+        log=log,
+        healthy=lambda: PrefectApi(port, password).is_online(name),
+        environment=known,
+        prepare=lambda: deploy({**known, **schedule}, folder, log),
+        patience=30.0,
+        leaves_work=True,
+    )
+
+
+def client_environment(port: int, password: str) -> dict[str, str]:
+    """Variables under which this machine's commands reach the server."""
+    return {"PREFECT_API_URL": api_url(port), "PREFECT_API_AUTH_STRING": f"{USER}:{password}"}
+
+
+def api_url(port: int) -> str:
+    """Address of the server's interface for programs."""
+    return f"http://{LOOPBACK}:{port}/api"
+
+
+def deploy(environment: Mapping[str, str], folder: Path, log: Path) -> None:
+    """Make the work pool, and all that ``prefect.yaml`` names, anew; safe to repeat.
+
+    Raises
+    ------
+    InputError
+        Where Prefect refuses one.
+    """
+    commands = (
+        ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
+        ("deploy", "--all", "--prefect-file", str(DEPLOYMENTS)),
+    )
+    for command in commands:
+        done = subprocess.run(
+            [*_PROGRAM, "--no-prompt", *command], cwd=folder, env=dict(environment), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        with log.open("a", encoding="utf-8") as file:
+            file.write(done.stdout + done.stderr)
+        if done.returncode != 0:
+            raise InputError(DEPLOYMENTS, "Prefect does not take it", f"look at {log}")
+
+
+class PrefectApi:
+    """What the stack asks of the server, past any proxy.
+
+    Parameters
+    ----------
+    port : int
+    password : str
+    """
+
+    def __init__(self, port: int, password: str) -> None:
+        self._client = httpx.Client(base_url=api_url(port), auth=(USER, password), timeout=10.0, trust_env=False)
+
+    def is_online(self, worker: str) -> bool:
+        """Whether a worker has been heard of lately."""
+        try:
+            found = self._ask("POST", f"/work_pools/{POOL}/workers/filter", {})
+        except httpx.HTTPError:
+            return False
+        return any(one["name"] == worker and one["status"] == "ONLINE" for one in found)
+
+    def pause(self, paused: bool) -> None:
+        """Give no more work to the workers, or give it again."""
+        self._ask("PATCH", f"/work_pools/{POOL}", {"is_paused": paused})
+
+    def under_way(self) -> list[dict[str, Any]]:
+        """Runs that a worker has taken and that have not ended."""
+        state = {"state": {"type": {"any_": _UNDER_WAY}}}
+        return self._ask("POST", "/flow_runs/filter", {"flow_runs": state, "work_pools": {"name": {"any_": [POOL]}}})
+
+    def take_up_again(self) -> list[str]:
+        """Schedule anew the runs of this machine whose process is gone; returns their names.
+
+        What they had computed is found again, so that only the rest is computed.
+        """
+        lost = [run for run in self.under_way() if not _lives(run.get("infrastructure_pid"))]
+        for run in lost:
+            within = {"parent_flow_run_id": {"any_": [run["id"]]}, "state": {"type": {"any_": _UNDER_WAY}}}
+            for part in self._ask("POST", "/flow_runs/filter", {"flow_runs": within}):
+                self._set_state(part, {"type": "CRASHED", "message": _GONE})
+            self._set_state(run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": _GONE})
+        return [run["name"] for run in lost]
+
+    def _set_state(self, run: dict[str, Any], state: dict[str, Any]) -> None:
+        self._ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+
+    def _ask(self, method: str, path: str, content: dict[str, Any]) -> Any:
+        response = self._client.request(method, path, json=content)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+
+def _lives(process: str | None) -> bool:
+    """Whether a run's process, ``host:pid``, may live: always so for another machine's."""
+    host, _, pid = (process or "").rpartition(":")
+    if host not in ("", socket.gethostname()):
+        return True
+    try:
+        return pid.isdigit() and "prefect" in " ".join(psutil.Process(int(pid)).cmdline())
+    except psutil.Error:
+        return False

@@ -1,0 +1,209 @@
+"""The local stack: its settings, its secrets, and the services that it consists of, in the order of their start."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import available_timezones
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cmseg_core.errors import InputError
+from cmseg_core.schema import Frozen
+from cmseg_core.storage.buckets import ensure_bucket
+from deployments import mlflow_server, object_store, prefect_server
+from deployments.postgres import database_uri, postgres_service
+from deployments.service import Service
+
+BUCKET = "s3://cmseg"
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class StackSettings(BaseSettings):
+    """The services of ``cmseg up``; every field is a ``CMSEG_*`` variable."""
+
+    model_config = SettingsConfigDict(env_prefix="CMSEG_", extra="ignore", frozen=True)
+
+    s3_port: Port = 8333
+    """Of the object store; all ports are on 127.0.0.1."""
+    postgres_port: Port = 5433
+    """Of the database behind Prefect and MLflow."""
+    mlflow_port: Port = 5001
+    """Of trainings and models; a page to look at."""
+    prefect_port: Port = 4200
+    """Of the runs; a page to look at."""
+    night: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] = "22:00"
+    """When the night begins, every day."""
+    time_zone: str = "UTC"
+    """Where it is that late, as in ``Europe/Berlin``."""
+    runs_at_once: Annotated[int, Field(ge=1)] = 2
+    """Flows that the worker runs at a time: a night and something that a person started."""
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("is no time zone such as Europe/Berlin")
+        return value
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Variable to port."""
+        names = ("s3_port", "postgres_port", "mlflow_port", "prefect_port")
+        return {f"CMSEG_{name.upper()}": getattr(self, name) for name in names}
+
+
+class Secrets(Frozen):
+    """What the services know each other by; made once, in a file that only its owner reads."""
+
+    postgres: str
+    prefect: str
+    mlflow: str
+    mlflow_forms: str
+
+
+class Stack:
+    """The stack of a workspace.
+
+    Parameters
+    ----------
+    workspace : path
+        Everything lies in its folder ``stack``.
+    """
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace, self.folder = workspace, workspace / "stack"
+        self.logs, self.state = self.folder / "logs", self.folder / "state.json"
+
+    def exists(self) -> bool:
+        """Whether the stack was ever started."""
+        return (self.folder / "environment.json").is_file()
+
+    def is_up(self) -> bool:
+        """Whether a supervisor holds the stack now."""
+        if not self.folder.is_dir():
+            return False
+        try:
+            with self.held():
+                return False
+        except InputError:
+            return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the stack: two supervisors would start everything twice.
+
+        Raises
+        ------
+        InputError
+            Where another process holds it, or the folder cannot be written.
+        """
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise InputError(self.folder, reason, "set CMSEG_WORKSPACE to a folder that can be written") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(self.folder, "the services are up already", "see `cmseg status`") from error
+        else:
+            yield
+        finally:
+            os.close(lock)
+
+    def environment(self) -> list[dict[str, str]]:
+        """Variables under which commands of this machine use the services, as :meth:`write_environment` wrote them."""
+        return json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+
+    def write_environment(self, settings: StackSettings) -> list[dict[str, str]]:
+        """Make the secrets where they are absent, and write down how the services are reached.
+
+        The file is like the secrets: only its owner reads it. The variables come in groups, of which the first says
+        which service is used, and the rest how.
+        """
+        known = self.secrets()
+        keys = object_store.credentials(self._made("s3"))
+        store = object_store.client_environment(object_store.endpoint_of(settings.s3_port), *keys)
+        environment = [
+            {"CMSEG_STORE": BUCKET, **store},
+            mlflow_server.client_environment(settings.mlflow_port, known.mlflow),
+            prefect_server.client_environment(settings.prefect_port, known.prefect),
+        ]
+        write_private(self.folder / "environment.json", environment)
+        return environment
+
+    def secrets(self) -> Secrets:
+        """The secrets, made at the first call."""
+        path = self.folder / "secrets.json"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_private(path, {name: secrets.token_urlsafe(24) for name in Secrets.model_fields})
+        return Secrets.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def services(self, settings: StackSettings) -> list[Service]:
+        """What is started, in this order, and ended in the reverse one."""
+        known, (store, mlflow, _) = self.secrets(), self.write_environment(settings)
+        postgres = settings.postgres_port, known.postgres
+        hour, minute = settings.night.split(":")
+        schedule = {"CMSEG_NIGHT_CRON": f"{int(minute)} {int(hour)} * * *", "CMSEG_TIME_ZONE": settings.time_zone}
+        return [
+            object_store.object_store_service(
+                self.folder / "s3", settings.s3_port, self.logs / "s3.log", ready=lambda: _make_bucket(store)
+            ),
+            postgres_service(self.folder / "postgres", *postgres, self.logs / "postgres.log"),
+            mlflow_server.mlflow_service(
+                self._made("mlflow"),
+                settings.mlflow_port,
+                password=known.mlflow,
+                signing_key=known.mlflow_forms,
+                database=database_uri("postgresql+psycopg", *postgres, "mlflow"),
+                artifacts=f"{BUCKET}/mlflow",
+                store=store,
+                log=self.logs / "mlflow.log",
+            ),
+            prefect_server.prefect_service(
+                self._made("prefect"),
+                settings.prefect_port,
+                password=known.prefect,
+                database=database_uri("postgresql+asyncpg", *postgres, "prefect"),
+                log=self.logs / "prefect.log",
+            ),
+            prefect_server.worker_service(
+                self._made("worker"),
+                settings.prefect_port,
+                password=known.prefect,
+                environment={**store, **mlflow, "CMSEG_WORKSPACE": str(self.workspace)},
+                schedule=schedule,
+                at_once=settings.runs_at_once,
+                log=self.logs / "worker.log",
+            ),
+        ]
+
+    def _made(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+
+def write_private(path: Path, content: Any) -> None:
+    """Write JSON in one step, for nobody else to read."""
+    staging = path.with_name(f".{path.name}.partial")
+    staging.unlink(missing_ok=True)
+    with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+    staging.replace(path)
+
+
+def _make_bucket(store: Mapping[str, str]) -> None:
+    os.environ.update(store)
+    ensure_bucket(BUCKET)

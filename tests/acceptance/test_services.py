@@ -1,0 +1,197 @@
+"""``cmseg up``: real services, the night on its schedule, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Cmseg, Outcome
+
+PORTS = ("CMSEG_S3_PORT", "CMSEG_POSTGRES_PORT", "CMSEG_MLFLOW_PORT", "CMSEG_PREFECT_PORT")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A workspace whose services are up."""
+
+    workspace: Path
+    variables: dict[str, str]
+    cmseg: Cmseg
+
+    def __call__(self, *arguments: object, **variables: str) -> Outcome:
+        return self.cmseg(*arguments, **{**self.variables, **variables})
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        state = json.loads((self.workspace / "stack" / "state.json").read_text())
+        return {service["name"]: service for service in state["services"]} | {"supervisor": {"pid": state["pid"]}}
+
+    def states(self) -> dict[str, str]:
+        listed = self("status", "--json").document()["acquisitions"]
+        return {one["name"]: one["state"] for one in listed}
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    for each in held:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+def soon(condition: Callable[[], bool], within: float = 120) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def site(cmseg: Cmseg, unet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Services on free ports, whose night begins in two minutes or so."""
+    workspace = tmp_path_factory.mktemp("site")
+    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
+    night = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%H:%M")
+    settings = {"CMSEG_NIGHT": night, "CMSEG_FOREGROUND__METHOD": "threshold", "CMSEG_UNET": str(unet),
+                "CMSEG_STAGE_MODEL": "rule"}  # fmt: skip
+    here = Site(workspace, {"CMSEG_WORKSPACE": str(workspace), **ports, **settings}, cmseg)
+    made = here("up", timeout=280)
+    assert made.status == 0, made.err
+    try:
+        yield here
+    finally:
+        here("down", "--now")
+
+
+@pytest.mark.timeout(600)
+def test_the_night_begins_on_its_schedule(site: Site, phantom: Path) -> None:
+    for name in ("monday", "tuesday"):
+        assert site("submit", phantom, "--name", name).status == 0
+    assert site.states() == {"monday": "waiting", "tuesday": "waiting"}
+    soon(lambda: set(site.states().values()) == {"published"}, within=420)
+
+
+def test_up_once_more_finds_it_up(site: Site) -> None:
+    before = site.processes()
+    again = site("up", "--json")
+    assert again.status == 0
+    assert again.document()["pages"]["Prefect"].endswith(site.variables["CMSEG_PREFECT_PORT"])
+    assert site.processes() == before
+
+
+def test_strangers_are_refused(site: Site) -> None:
+    prefect, mlflow = (
+        f"http://127.0.0.1:{site.variables[name]}" for name in ("CMSEG_PREFECT_PORT", "CMSEG_MLFLOW_PORT")
+    )
+    assert status_of(f"{prefect}/api/flows/count") == 401
+    assert status_of(f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0") == 401
+    assert status_of(f"http://127.0.0.1:{site.variables['CMSEG_S3_PORT']}/cmseg") == 403
+    import psycopg
+
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(f"postgresql://cmseg:wrong@127.0.0.1:{site.variables['CMSEG_POSTGRES_PORT']}/prefect")
+
+
+def test_secrets_are_in_private_files_alone(site: Site) -> None:
+    folder = site.workspace / "stack"
+    secrets = list(json.loads((folder / "secrets.json").read_text()).values())
+    secrets += [json.loads((folder / "s3" / "s3.json").read_text())["identities"][0]["credentials"][0]["secretKey"]]
+    for process in site.processes().values():
+        command = Path(f"/proc/{process['pid']}/cmdline").read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in command]
+    for path in folder.rglob("*"):
+        if (
+            path.is_file()
+            and "postgres" not in path.parts
+            and path.suffix in {".json", ".log", ".ini", ".toml", ".options"}
+        ):
+            told = [secret for secret in secrets if secret.encode() in path.read_bytes()]
+            assert not told or stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            assert not told or path.suffix != ".log", path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["object store", "PostgreSQL", "MLflow", "Prefect", "worker"])
+def test_a_service_that_is_killed_comes_back(site: Site, phantom: Path, name: str) -> None:
+    before = site.processes()[name]
+    os.kill(before["pid"], signal.SIGKILL)
+    soon(lambda: site.processes()[name]["pid"] not in (None, before["pid"]), within=200)
+    assert site.processes()[name]["restarts"] == before["restarts"] + 1
+    own = name.replace(" ", "-").lower()
+    assert site("submit", phantom, "--name", own).status == 0
+    done = site("nightly", own)
+    assert done.status == 0, done.err
+    assert site.states()[own] == "published"
+    assert site("models", "list").status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_up_after_the_supervisor_was_killed(site: Site) -> None:
+    before = site.states()
+    os.kill(site.processes()["supervisor"]["pid"], signal.SIGKILL)
+    soon(lambda: "its services are down" in site("status").err)
+    again = site("up", timeout=280)
+    assert again.status == 0, again.err
+    assert site.states() == before
+
+
+@pytest.mark.timeout(600)
+def test_down_ends_everything_and_keeps_what_was_done(site: Site) -> None:
+    before, processes = site.states(), site.processes()
+    assert site("down").status == 0
+    soon(lambda: not any(lives(process["pid"]) for process in processes.values()), within=5)
+    assert "its services are down; start them with `cmseg up`" in site("status").complaint()
+    assert site("down").status == 0
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(site.variables["CMSEG_MLFLOW_PORT"])))
+        other.listen()
+        refused = site("up")
+    assert refused.status == 2
+    assert f"port {site.variables['CMSEG_MLFLOW_PORT']}: is in use" in refused.complaint()
+    assert "CMSEG_MLFLOW_PORT" in refused.complaint()
+    assert site("up", timeout=280).status == 0
+    assert site.states() == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("CMSEG_TIME_ZONE", "Atlantis"), ("CMSEG_NIGHT", "25:00"), ("CMSEG_S3_PORT", "0")]
+)
+def test_bad_settings_are_one_line(cmseg: Cmseg, tmp_path: Path, variable: str, value: str) -> None:
+    refused = cmseg("up", CMSEG_WORKSPACE=str(tmp_path / "site"), **{variable: value})
+    assert refused.status == 2
+    assert variable.removeprefix("CMSEG_").lower() in refused.complaint()
+    assert not (tmp_path / "site").exists()
