@@ -21,16 +21,15 @@ from flows.environment import prepare
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
 from tasks.check import stages_of
+from tasks.claims import LEASE_SECONDS, Claim, claim
 from tasks.landing import (
     INCOMING,
     Kind,
     fetch_submission,
-    mark_running,
     quarantine,
     read_submission,
     state_of,
     submitted,
-    unmark_running,
     waiting,
 )
 from tasks.request import AcquisitionRequest, AcquisitionResult
@@ -39,6 +38,8 @@ log = logging.getLogger("cmseg.flows")
 
 ATTEMPTS = 2
 """A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
+MOST_DEATHS = 3
+"""An acquisition over which so many workers died is set aside, or it would end every night."""
 
 
 def _tonight() -> str:
@@ -54,6 +55,9 @@ def nightly(
 ) -> list[AcquisitionResult]:
     """Process every acquisition that was submitted and neither published nor quarantined yet.
 
+    Any number of workers may do so at once: each acquisition is processed by one of them, and by another one where that
+    one dies.
+
     Parameters
     ----------
     config : PipelineConfig, optional
@@ -66,7 +70,8 @@ def nightly(
     Returns
     -------
     list of AcquisitionResult
-        By name. An acquisition that failed is quarantined, with its reason in ``quarantine/<name>/reason.json``.
+        Of what this worker processed. An acquisition that failed is quarantined, with its reason in
+        ``quarantine/<name>/reason.json``.
 
     Raises
     ------
@@ -78,7 +83,14 @@ def nightly(
     prepare(workspace)
     store = store_address(workspace).open()
     chosen = waiting(store) if names is None else _named(store, names)
-    results = [_process(name, config, workspace, store) for name in chosen]
+    results, elsewhere = [], []
+    for patience, some in ((0.0, chosen), (LEASE_SECONDS, elsewhere)):
+        for name in some:
+            mine = claim(store, name, patience=patience)
+            if mine is not None:
+                results += _process(mine, config, workspace)
+            elif not patience:
+                elsewhere.append(name)
     _show(results)
     return results
 
@@ -89,12 +101,23 @@ def _named(store: Store, names: Sequence[str]) -> list[str]:
     return [name for name in sorted(set(names)) if state_of(store, name)[0] != "published"]
 
 
-def _process(name: str, config: PipelineConfig, workspace: Workspace, store: Store) -> AcquisitionResult:
+def _process(mine: Claim, config: PipelineConfig, workspace: Workspace) -> list[AcquisitionResult]:
+    """Process one submission, unless another worker was faster."""
+    with mine.kept():
+        if state_of(mine.store, mine.name)[0] == "published":
+            return []
+        if mine.attempt > MOST_DEATHS:
+            reason = f"{MOST_DEATHS} workers were killed while they had it"
+            mend = "see whether it needs more memory than there is; then `cmseg nightly` with its name"
+            return [_set_aside(mine.store, mine.name, reason, mend, "fault")]
+        return [_outcome(mine.name, config, workspace, mine.store)]
+
+
+def _outcome(name: str, config: PipelineConfig, workspace: Workspace, store: Store) -> AcquisitionResult:
     """Process one submission; whatever goes wrong with it becomes a quarantine."""
     scratch = workspace.workspace / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=scratch, prefix=f"{name}-incoming-"))
-    mark_running(store, name)
     try:
         request = _request(name, config, workspace, store, folder)
         return _attempt(request, on_cluster(process_acquisition, workspace.dask))
@@ -106,7 +129,6 @@ def _process(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return _set_aside(store, name, reason, "see the log of the run; then `cmseg nightly` with its name", "fault")
     finally:
-        unmark_running(store, name)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ their content, so that two people who submit under one name at once cannot mix t
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,11 @@ from cmseg_core.schema import Acquisition, first_problem
 from cmseg_core.storage.keys import checked_key
 from cmseg_core.storage.stages import canonical_json
 from cmseg_core.storage.store import Store
+from tasks.claims import is_claimed
 
 INCOMING = "incoming"
 ACQUISITIONS = "acquisitions"
 QUARANTINE = "quarantine"
-RUNNING = "work/running"
-_STALE_SECONDS = 24 * 3600
-"""A mark of work in progress that is older was left by a process that died."""
 Kind = Literal["input", "fault"]
 State = Literal["waiting", "running", "published", "quarantined"]
 
@@ -74,21 +71,11 @@ def quarantine(store: Store, name: str, reason: str, mend: str, kind: Kind) -> s
     return store.uri_of(key)
 
 
-def mark_running(store: Store, name: str) -> None:
-    """Let others see that an acquisition is in work."""
-    store.put(f"{RUNNING}/{name}/started.json", canonical_json({"started": int(time.time())}))
-
-
-def unmark_running(store: Store, name: str) -> None:
-    """Take the mark back."""
-    store.delete(f"{RUNNING}/{name}")
-
-
 def state_of(store: Store, name: str) -> tuple[State, str | None]:
     """State of a submission, and the reason where it was quarantined."""
     if _published(store, name):
         return "published", None
-    if _is_running(store, name):
+    if is_claimed(store, name):
         return "running", None
     reason = _reason(store, name)
     return ("waiting", None) if reason is None else ("quarantined", str(reason.get("reason")))
@@ -103,11 +90,3 @@ def _reason(store: Store, name: str) -> dict[str, Any] | None:
         return json.loads(store.get(f"{QUARANTINE}/{name}/reason.json"))
     except KeyError:
         return None
-
-
-def _is_running(store: Store, name: str) -> bool:
-    try:
-        started = json.loads(store.get(f"{RUNNING}/{name}/started.json"))["started"]
-    except KeyError:
-        return False
-    return time.time() - float(started) < _STALE_SECONDS

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from cmseg_core.foreground.sam import SamModel
 from cmseg_core.foreground.tiles import Place, TileEncoder
 
+_SHARED = 0.3
+"""Share of its edge by which a tile overlaps the next one: most of a cell. A mask must lie in one tile and asks for
+half; a pixel's depth only for what is near."""
+
 
 class HeadReader:
     """Reads sections with the head of a model that cmseg trained.
@@ -29,7 +33,7 @@ class HeadReader:
     def __init__(self, sam: SamModel, dtype: torch.dtype | None = None) -> None:
         if sam.head is None:
             raise ValueError("the model has no head")
-        self.sam, self.head, self.encoder = sam, sam.head, TileEncoder(sam, dtype)
+        self.sam, self.head, self.encoder = sam, sam.head, TileEncoder(sam, dtype, shared=_SHARED)
 
     @torch.inference_mode()
     def read(self, pictures: Sequence[NDArray[np.uint8]]) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:

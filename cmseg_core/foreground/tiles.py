@@ -1,4 +1,4 @@
-"""Sections as a Segment Anything model sees them: in square tiles that overlap by half."""
+"""Sections as a Segment Anything model sees them: in square tiles that overlap."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class TileEncoder:
     sam : SamModel
     dtype : torch.dtype, optional
         Of the computation; by default bfloat16 where the processor, or the GPU, computes with it.
+    shared : float
+        Least share of its edge by which a tile overlaps the next one.
 
     Attributes
     ----------
@@ -49,8 +51,8 @@ class TileEncoder:
         Pixels of a section along each side of a tile.
     """
 
-    def __init__(self, sam: SamModel, dtype: torch.dtype | None = None) -> None:
-        self.sam = sam
+    def __init__(self, sam: SamModel, dtype: torch.dtype | None = None, *, shared: float = 0.5) -> None:
+        self.sam, self._shared = sam, shared
         self.dtype = dtype or (torch.bfloat16 if has_bfloat16(sam.device) else torch.float32)
         self.edge = _OFFICIAL_TILE if isinstance(sam.architecture, str) else sam.image_size
 
@@ -67,8 +69,8 @@ class TileEncoder:
         edge = self.edge
         places = [
             Place(top, left, min(edge, rows), min(edge, columns))
-            for top in tile_starts(rows, edge)
-            for left in tile_starts(columns, edge)
+            for top in tile_starts(rows, edge, self._shared)
+            for left in tile_starts(columns, edge, self._shared)
         ]
         wanted = [(number, place) for number in range(len(pictures)) for place in places]
         at_once = max(1, _PIXELS_AT_ONCE // self.sam.image_size**2)
@@ -93,11 +95,11 @@ class TileEncoder:
         return (pixels - network.pixel_mean) / network.pixel_std
 
 
-def tile_starts(length: int, edge: int) -> list[int]:
-    """First pixels of the tiles that cover a length, evenly spaced, with at least half of a tile shared."""
+def tile_starts(length: int, edge: int, shared: float = 0.5) -> list[int]:
+    """First pixels of the tiles that cover a length, evenly spaced, with at least that share of a tile in common."""
     if length <= edge:
         return [0]
-    count = int(np.ceil((length - edge) / (edge / 2))) + 1
+    count = int(np.ceil((length - edge) / (edge * (1 - shared)))) + 1
     return [round(i * (length - edge) / (count - 1)) for i in range(count)]
 
 

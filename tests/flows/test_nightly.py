@@ -15,6 +15,7 @@ from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
 from cmseg_core.storage.store import Store
 from flows.status import acquisition_states
 from flows.submit import submit
+from tasks.claims import Owner, claim
 
 
 def night(workspace: Workspace, config: PipelineConfig, **options: Any) -> Any:
@@ -140,16 +141,38 @@ def test_name_that_is_taken_is_refused_and_keeps_its_data(store: Store, tiny: Pa
     assert store.sizes() == before
 
 
-def test_acquisition_in_work_reads_as_running_until_its_mark_is_stale(
-    store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tasks import landing
-
+def test_acquisition_in_work_reads_as_running(store: Store, tiny: Path) -> None:
     submit(str(tiny / "stack.tif"), "night", store)
-    landing.mark_running(store, "night")
-    assert states(store) == {"night": "running"}
-    monkeypatch.setattr(landing, "_STALE_SECONDS", -1)
+    mine = claim(store, "night")
+    assert mine is not None and states(store) == {"night": "running"}
+    with mine.kept():
+        assert states(store) == {"night": "running"}
     assert states(store) == {"night": "waiting"}
+
+
+def test_what_another_worker_has_is_left_to_it(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(str(tiny / "stack.tif"), "taken", store)
+    mine = claim(store, "taken")
+    assert mine is not None
+    assert night(local, config) == []
+    assert states(store) == {"taken": "running"}
+
+
+def test_an_acquisition_that_kills_its_workers_is_set_aside(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig
+) -> None:
+    submit(str(tiny / "stack.tif"), "deadly", store)
+    gone = Owner.this().model_copy(update={"began": 1.0})
+    for attempt in (1, 2, 3):
+        assert states(store) == {"deadly": "waiting"}
+        store.put(f"work/claims/deadly/{attempt:04d}/owner.json", gone.model_dump_json().encode())
+    (result,) = night(local, config)
+    assert result.state == "quarantined" and "3 workers were killed" in result.reason
+    assert json.loads(store.get("quarantine/deadly/reason.json"))["kind"] == "fault"
+    (result,) = night(local, config, names=["deadly"])
+    assert result.state == "published"
 
 
 def test_status_of_an_unknown_name_is_refused(store: Store) -> None:

@@ -1,0 +1,156 @@
+"""Which worker has which acquisition.
+
+A claim is an object that is put only where there is none, so that of any number of workers one gets it; the next claim
+on the same acquisition has the next number. A worker that dies leaves its claim behind, and another one takes over: at
+once on the same machine, where the process can be seen to be gone; from another machine once it has not been heard of
+for a while. Clocks of different machines are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from cmseg_core.schema import Frozen
+from cmseg_core.storage.stages import canonical_json
+from cmseg_core.storage.store import Store
+
+log = logging.getLogger("cmseg.tasks")
+
+CLAIMS = "work/claims"
+BEAT_SECONDS = 30.0
+"""Between two signs of life of a worker that holds a claim."""
+LEASE_SECONDS = 150.0
+"""A worker of another machine that gave no sign of life for so long is dead."""
+
+
+class Owner(Frozen):
+    """The process that holds a claim; when it began tells it from a later one with its number."""
+
+    host: str
+    pid: int
+    began: float
+
+    @staticmethod
+    def this() -> Owner:
+        """This process."""
+        return Owner(host=socket.gethostname(), pid=os.getpid(), began=psutil.Process().create_time())
+
+    def is_gone(self) -> bool:
+        """Whether it is seen to have ended; never of another machine's."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            return psutil.Process(self.pid).create_time() != self.began
+        except psutil.NoSuchProcess:
+            return True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of this process.
+
+    Attributes
+    ----------
+    store : Store
+    name : str
+        Of the acquisition.
+    attempt : int
+        1, or more where workers died over the acquisition before.
+    """
+
+    store: Store
+    name: str
+    attempt: int
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Give signs of life as long as the context lasts, and let go of the acquisition then."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(ended,), name=f"claim-{self.name}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            for attempt in _attempts(self.store, self.name):
+                if attempt <= self.attempt:
+                    self.store.delete(_folder(self.name, attempt))
+
+    def _beat(self, ended: threading.Event) -> None:
+        beat = 0
+        while not ended.wait(BEAT_SECONDS):
+            beat += 1
+            try:
+                self.store.put(f"{_folder(self.name, self.attempt)}/beat.json", canonical_json({"beat": beat}))
+            except OSError as error:  # the next beat may come through
+                log.warning("%s: %s", self.name, error)
+
+
+def claim(store: Store, name: str, *, patience: float = 0.0) -> Claim | None:
+    """Claim an acquisition; None where another worker has it.
+
+    Parameters
+    ----------
+    store : Store
+    name : str
+    patience : float
+        Seconds to watch a claim of another machine for a sign of life, before it is taken over; 0 leaves it alone.
+    """
+    attempts = _attempts(store, name)
+    latest = max(attempts, default=0)
+    if latest and not _is_over(store, name, latest, patience):
+        return None
+    mine = Claim(store, name, latest + 1)
+    won = store.put_if_absent(f"{_folder(name, mine.attempt)}/owner.json", canonical_json(Owner.this()))
+    return mine if won else None
+
+
+def is_claimed(store: Store, name: str) -> bool:
+    """Whether a worker has an acquisition, as far as can be seen at once."""
+    latest = max(_attempts(store, name), default=0)
+    return latest > 0 and not _is_over(store, name, latest, 0.0)
+
+
+def _folder(name: str, attempt: int) -> str:
+    return f"{CLAIMS}/{name}/{attempt:04d}"
+
+
+def _attempts(store: Store, name: str) -> list[int]:
+    return [int(folder) for folder in store.folders(f"{CLAIMS}/{name}") if folder.isdigit()]
+
+
+def _is_over(store: Store, name: str, attempt: int, patience: float) -> bool:
+    """Whether a claim's owner let go or died."""
+    folder = _folder(name, attempt)
+    try:
+        owner = Owner.model_validate_json(store.get(f"{folder}/owner.json"))
+    except KeyError:
+        return True  # let go just now
+    if owner.host == socket.gethostname():
+        return owner.is_gone()
+    if patience <= 0:
+        return False
+    first, deadline = _last_beat(store, folder), time.monotonic() + patience
+    while time.monotonic() < deadline:
+        time.sleep(min(5.0, patience / 10))
+        if _last_beat(store, folder) != first:
+            return False
+    return True
+
+
+def _last_beat(store: Store, folder: str) -> int:
+    try:
+        return json.loads(store.get(f"{folder}/beat.json"))["beat"]
+    except KeyError:
+        return 0

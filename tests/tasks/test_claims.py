@@ -1,0 +1,71 @@
+"""One worker has an acquisition; the claim of a dead one is taken over."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cmseg_core.storage.store import Store
+from tasks import claims
+from tasks.claims import Owner, claim, is_claimed
+
+
+def put_owner(store: Store, **changed: object) -> None:
+    owner = Owner.this().model_copy(update=changed)
+    store.put("work/claims/cells/0001/owner.json", owner.model_dump_json().encode())
+
+
+def test_one_of_many_gets_it(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        got = [mine for mine in pool.map(lambda _: claim(store, "cells"), range(8)) if mine]
+    assert len(got) == 1 and got[0].attempt == 1
+    assert is_claimed(store, "cells") and not is_claimed(store, "others")
+    with got[0].kept():
+        assert claim(store, "cells") is None
+    assert not is_claimed(store, "cells")
+    assert store.list("work/claims") == []
+
+
+@pytest.mark.parametrize("changed", [{"began": 1.0}, {"pid": 2**22 + 1}])
+def test_the_claim_of_a_process_that_is_gone_is_taken_over(store: Store, changed: dict[str, object]) -> None:
+    put_owner(store, **changed)
+    assert not is_claimed(store, "cells")
+    mine = claim(store, "cells")
+    assert mine is not None and mine.attempt == 2
+    with mine.kept():
+        pass
+    assert store.list("work/claims") == []
+
+
+def test_another_machine_is_watched_for_a_sign_of_life(store: Store) -> None:
+    put_owner(store, host="elsewhere")
+    assert is_claimed(store, "cells")
+    assert claim(store, "cells") is None
+    sign = threading.Timer(0.3, store.put, ("work/claims/cells/0001/beat.json", b'{"beat": 1}'))
+    sign.start()
+    assert claim(store, "cells", patience=20.0) is None
+    sign.join()
+    mine = claim(store, "cells", patience=0.5)
+    assert mine is not None and mine.attempt == 2
+
+
+def test_a_holder_gives_signs_of_life(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
+    mine = claim(store, "cells")
+    assert mine is not None
+    with mine.kept():
+        deadline = threading.Event()
+        while not store.exists("work/claims/cells/0001/beat.json"):
+            assert not deadline.wait(0.05)
+    assert store.list("work/claims") == []
+
+
+def test_letting_go_leaves_a_successor_alone(store: Store) -> None:
+    first = claim(store, "cells")
+    assert first is not None
+    store.put("work/claims/cells/0002/owner.json", Owner.this().model_dump_json().encode())
+    with first.kept():
+        pass
+    assert store.list("work/claims") == ["work/claims/cells/0002/owner.json"]
