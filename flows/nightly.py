@@ -38,6 +38,7 @@ log = logging.getLogger("cmseg.flows")
 
 ATTEMPTS = 2
 """A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
+DONE = ("published", "quarantined")
 MOST_DEATHS = 3
 """An acquisition over which so many workers died is set aside, or it would end every night."""
 
@@ -88,7 +89,7 @@ def nightly(
         for name in some:
             mine = claim(store, name, patience=patience)
             if mine is not None:
-                results += _process(mine, config, workspace)
+                results += _process(mine, config, workspace, over=DONE if names is None else DONE[:1])
             elif not patience:
                 elsewhere.append(name)
     _show(results)
@@ -101,10 +102,10 @@ def _named(store: Store, names: Sequence[str]) -> list[str]:
     return [name for name in sorted(set(names)) if state_of(store, name)[0] != "published"]
 
 
-def _process(mine: Claim, config: PipelineConfig, workspace: Workspace) -> list[AcquisitionResult]:
-    """Process one submission, unless another worker was faster."""
+def _process(mine: Claim, config: PipelineConfig, workspace: Workspace, over: Sequence[str]) -> list[AcquisitionResult]:
+    """Process one submission, unless another worker was faster and it is `over`."""
     with mine.kept():
-        if state_of(mine.store, mine.name)[0] == "published":
+        if state_of(mine.store, mine.name, claimed=False)[0] in over:
             return []
         if mine.attempt > MOST_DEATHS:
             reason = f"{MOST_DEATHS} workers were killed while they had it"

@@ -71,11 +71,11 @@ def quarantine(store: Store, name: str, reason: str, mend: str, kind: Kind) -> s
     return store.uri_of(key)
 
 
-def state_of(store: Store, name: str) -> tuple[State, str | None]:
-    """State of a submission, and the reason where it was quarantined."""
+def state_of(store: Store, name: str, *, claimed: bool = True) -> tuple[State, str | None]:
+    """State of a submission, and the reason where it was quarantined; `claimed` asks whether a worker has it, too."""
     if _published(store, name):
         return "published", None
-    if is_claimed(store, name):
+    if claimed and is_claimed(store, name):
         return "running", None
     reason = _reason(store, name)
     return ("waiting", None) if reason is None else ("quarantined", str(reason.get("reason")))
