@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def prefect_service(folder: Path, port: int, *, password: str, database: str, lo
 
 
 def worker_service(
-    folder: Path, port: int, *, password: str, environment: Mapping[str, str], schedule: Mapping[str, str],
+    folder: Path, port: int, *, password: str, environment: Mapping[str, str], named: Mapping[str, str],
     at_once: int, log: Path
 ) -> Service:  # fmt: skip
     """A worker, with the work pool and the deployments that it serves brought up to date before each start.
@@ -69,13 +70,18 @@ def worker_service(
         Of the server's user ``cmseg``.
     environment : mapping
         What the flows that it starts find in their environment.
-    schedule : mapping
+    named : mapping
         Variables that the file of the deployments names.
     at_once : int
         Flows that it runs at a time.
     log : path
     """
-    known = {**client_environment(port, password), **environment, "PREFECT_HOME": str(folder)}
+    known = {
+        **client_environment(port, password),
+        **environment,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    }
     name = "cmseg-worker"
     return Service(
         name="worker",
@@ -96,7 +102,7 @@ def worker_service(
         log=log,
         healthy=lambda: PrefectApi(port, password).is_online(name),
         environment=known,
-        prepare=lambda: deploy({**known, **schedule}, folder, log),
+        prepare=lambda: deploy({**known, **named}, folder, log),
         patience=30.0,
         leaves_work=True,
     )
@@ -113,26 +119,28 @@ def api_url(port: int) -> str:
 
 
 def deploy(environment: Mapping[str, str], folder: Path, log: Path) -> None:
-    """Make the work pool, and all that ``prefect.yaml`` names, anew; safe to repeat.
+    """Make the work pool, and all that ``prefect.yaml`` and ``automations.yaml`` name, anew; safe to repeat.
 
     Raises
     ------
     InputError
         Where Prefect refuses one.
     """
+    prefect = (*_PROGRAM, "--no-prompt")
     commands = (
-        ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
-        ("deploy", "--all", "--prefect-file", str(DEPLOYMENTS)),
+        (*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"),
+        (*prefect, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)),
+        (sys.executable, "-m", "deployments.automations"),
     )
     for command in commands:
         done = subprocess.run(
-            [*_PROGRAM, "--no-prompt", *command], cwd=folder, env=dict(environment), capture_output=True, text=True,
+            command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         with log.open("a", encoding="utf-8") as file:
             file.write(done.stdout + done.stderr)
         if done.returncode != 0:
-            raise InputError(DEPLOYMENTS, "Prefect does not take it", f"look at {log}")
+            raise InputError("Prefect", "does not take the deployments of cmseg", f"look at {log}")
 
 
 class PrefectApi:

@@ -43,6 +43,8 @@ class StackSettings(BaseSettings):
     """When the night begins, every day."""
     time_zone: str = "UTC"
     """Where it is that late, as in ``Europe/Berlin``."""
+    alert_webhook: str | None = None
+    """Address that is told, in JSON, of runs that fail, crash or are late, and of what was quarantined."""
     runs_at_once: Annotated[int, Field(ge=1)] = 2
     """Flows that the worker runs at a time: a night and something that a person started."""
 
@@ -155,7 +157,7 @@ class Stack:
         known, (store, mlflow, _) = self.secrets(), self.write_environment(settings)
         postgres = settings.postgres_port, known.postgres
         hour, minute = settings.night.split(":")
-        schedule = {"CMSEG_NIGHT_CRON": f"{int(minute)} {int(hour)} * * *", "CMSEG_TIME_ZONE": settings.time_zone}
+        named = {"CMSEG_NIGHT_CRON": f"{int(minute)} {int(hour)} * * *", "CMSEG_TIME_ZONE": settings.time_zone}
         return [
             object_store.object_store_service(
                 self.folder / "s3", settings.s3_port, self.logs / "s3.log", ready=lambda: _make_bucket(store)
@@ -183,7 +185,7 @@ class Stack:
                 settings.prefect_port,
                 password=known.prefect,
                 environment={**store, **mlflow, "CMSEG_WORKSPACE": str(self.workspace)},
-                schedule=schedule,
+                named=named,
                 at_once=settings.runs_at_once,
                 log=self.logs / "worker.log",
             ),

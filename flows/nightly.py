@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
@@ -174,6 +175,11 @@ def _attempt(request: AcquisitionRequest, process: Flow[[AcquisitionRequest], Ac
 
 def _set_aside(store: Store, name: str, reason: str, mend: str, kind: Kind) -> AcquisitionResult:
     location = quarantine(store, name, reason, mend, kind)
+    emit_event(
+        "cmseg.acquisition.quarantined",
+        resource={"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name},
+        payload={"reason": reason, "mend": mend, "kind": kind},
+    )
     return AcquisitionResult(name=name, state="quarantined", reason=reason, location=location)
 
 

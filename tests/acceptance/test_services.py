@@ -7,16 +7,23 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import tifffile
 
 from tests.acceptance.conftest import Cmseg, Outcome
 
@@ -30,6 +37,7 @@ class Site:
     workspace: Path
     variables: dict[str, str]
     cmseg: Cmseg
+    alerts: list[str]
 
     def __call__(self, *arguments: object, **variables: str) -> Outcome:
         return self.cmseg(*arguments, **{**self.variables, **variables})
@@ -82,17 +90,38 @@ def status_of(url: str) -> int:
 def site(cmseg: Cmseg, unet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Services on free ports, whose night begins in two minutes or so."""
     workspace = tmp_path_factory.mktemp("site")
-    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
+    *free, own = free_ports(len(PORTS) + 1)
+    ports = dict(zip(PORTS, map(str, free), strict=True))
+    alerts: list[str] = []
     night = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%H:%M")
     settings = {"CMSEG_NIGHT": night, "CMSEG_FOREGROUND__METHOD": "threshold", "CMSEG_UNET": str(unet),
-                "CMSEG_STAGE_MODEL": "rule"}  # fmt: skip
-    here = Site(workspace, {"CMSEG_WORKSPACE": str(workspace), **ports, **settings}, cmseg)
+                "CMSEG_STAGE_MODEL": "rule", "CMSEG_ALERT_WEBHOOK": f"http://127.0.0.1:{own}/"}  # fmt: skip
+    here = Site(workspace, {"CMSEG_WORKSPACE": str(workspace), **ports, **settings}, cmseg, alerts)
     made = here("up", timeout=280)
     assert made.status == 0, made.err
-    try:
-        yield here
-    finally:
-        here("down", "--now")
+    with ThreadingHTTPServer(("127.0.0.1", own), lambda *given: Listener(alerts, *given)) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        try:
+            yield here
+        finally:
+            listener.shutdown()
+            here("down", "--now")
+
+
+class Listener(BaseHTTPRequestHandler):
+    """Takes what the alerts say."""
+
+    def __init__(self, alerts: list[str], *given: Any) -> None:
+        self.alerts = alerts
+        super().__init__(*given)
+
+    def do_POST(self) -> None:
+        self.alerts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *given: Any) -> None:
+        pass
 
 
 @pytest.mark.timeout(600)
@@ -140,6 +169,34 @@ def test_secrets_are_in_private_files_alone(site: Site) -> None:
             told = [secret for secret in secrets if secret.encode() in path.read_bytes()]
             assert not told or stat.S_IMODE(path.stat().st_mode) == 0o600, path
             assert not told or path.suffix != ".log", path
+
+
+def test_a_quarantine_is_told(site: Site, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.tif"
+    tifffile.imwrite(blank, np.full((20, 40, 40), 7, np.uint8), photometric="minisblack")
+    assert site("submit", blank, "--name", "blank", "--voxel-size", 50, 50, 50).status == 0
+    assert site("nightly", "blank").status == 3
+    soon(lambda: any("blank was quarantined" in text and "every section is blank" in text for text in site.alerts))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_night_whose_process_is_killed_goes_on(site: Site, tmp_path: Path) -> None:
+    made = site("phantom", tmp_path / "large", "--cells", 5, "--voxel-size", 40, 40, 40)
+    assert made.status == 0, made.err
+    assert site("submit", tmp_path / "large", "--name", "large").status == 0
+    groups = json.loads((site.workspace / "stack" / "environment.json").read_text())
+    known = {name: value for group in groups for name, value in group.items()}
+    begin = [sys.executable, "-m", "prefect", "deployment", "run", "nightly/night"]
+    subprocess.run(begin, env={**os.environ, **known}, check=True, capture_output=True)
+    soon(lambda: site.states()["large"] == "running")
+    # Not the command of the worker alone, but the flow that it started.
+    children = psutil.Process(site.processes()["worker"]["pid"]).children(recursive=True)
+    assert children
+    for child in children:
+        child.kill()
+    soon(lambda: site.states()["large"] == "published", within=400)
+    assert any("Crashed" in text for text in site.alerts)
 
 
 @pytest.mark.slow
