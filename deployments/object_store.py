@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ MEMORY_LIMIT = "512MiB"
 START_SECONDS = 60.0
 ATTEMPTS = 3
 _SERVERS = ("s3", "master", "volume", "filer", "admin")
+OWNER = "cmseg"
+_EVERYTHING = ("Admin", "Read", "Write", "List", "Tagging")
 _ADMIN_STEP, _HIGHEST = 10_000, 65_535
 """What the admin server's second port is above its first one, whatever it was told: its own worker calls there."""
 
@@ -179,16 +181,27 @@ def _options(folder: Path, ports: list[int]) -> str:
     return "".join(f"{name}={value}\n" for name, value in options.items())
 
 
-def credentials(folder: Path) -> tuple[str, str]:
-    """Access key and secret key of the store on a folder, made at the first call."""
+def credentials(folder: Path, identity: str = OWNER, actions: Sequence[str] = _EVERYTHING) -> tuple[str, str]:
+    """Access key and secret key of an identity of the store on a folder, made at the first call.
+
+    Parameters
+    ----------
+    folder : path
+    identity : str
+    actions : sequence of str
+        What it may do, as in ``Write:bucket/prefix/*``; takes effect when the store starts.
+    """
     path = folder / "s3.json"
-    if not path.exists():
+    known = json.loads(path.read_text(encoding="utf-8"))["identities"] if path.exists() else []
+    mine = next((one for one in known if one["name"] == identity), None)
+    if mine is None:
         keys = {"accessKey": f"CMSEG{secrets.token_hex(8).upper()}", "secretKey": secrets.token_urlsafe(30)}
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "cmseg", "credentials": [keys], "actions": actions}
-        _write_private(path, json.dumps({"identities": [identity]}))
-    keys = json.loads(path.read_text(encoding="utf-8"))["identities"][0]["credentials"][0]
-    return keys["accessKey"], keys["secretKey"]
+        mine = {"name": identity, "credentials": [keys]}
+        known.append(mine)
+    if mine.get("actions") != list(actions):
+        mine["actions"] = list(actions)
+        _write_private(path, json.dumps({"identities": known}))
+    return mine["credentials"][0]["accessKey"], mine["credentials"][0]["secretKey"]
 
 
 def _signing_keys(path: Path) -> None:

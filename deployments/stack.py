@@ -23,6 +23,16 @@ from deployments.postgres import database_uri, postgres_service
 from deployments.service import Service
 
 BUCKET = "s3://cmseg"
+_BUCKET = BUCKET.removeprefix("s3://")
+_READS = (f"Read:{_BUCKET}", f"List:{_BUCKET}")
+_RESULTS = tuple(f"Write:{_BUCKET}/{folder}/*" for folder in ("acquisitions", "quarantine", "work"))
+_MAY_DO = {
+    # Raw data is neither changed nor deleted by what runs at night.
+    "worker": (*_READS, *_RESULTS),
+    "people": (*_READS, *_RESULTS, f"Write:{_BUCKET}/incoming/*", f"Write:{_BUCKET}/datasets/*"),
+    "mlflow": (f"Read:{_BUCKET}/mlflow/*", f"List:{_BUCKET}/mlflow/*", f"Write:{_BUCKET}/mlflow/*"),
+}
+"""Identities of the object store, beside the one that makes the bucket."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -134,15 +144,20 @@ class Stack:
         which service is used, and the rest how.
         """
         known = self.secrets()
-        keys = object_store.credentials(self._made("s3"))
-        store = object_store.client_environment(object_store.endpoint_of(settings.s3_port), *keys)
         environment = [
-            {"CMSEG_STORE": BUCKET, **store},
+            {"CMSEG_STORE": BUCKET, **self.store_environment(settings, "people")},
             mlflow_server.client_environment(settings.mlflow_port, known.mlflow),
             prefect_server.client_environment(settings.prefect_port, known.prefect),
         ]
         write_private(self.folder / "environment.json", environment)
         return environment
+
+    def store_environment(self, settings: StackSettings, identity: str) -> dict[str, str]:
+        """Variables under which an identity reaches the object store; it may do no more than it needs to."""
+        folder = self._made("s3")
+        actions = _MAY_DO.get(identity)
+        keys = object_store.credentials(folder, identity, actions) if actions else object_store.credentials(folder)
+        return object_store.client_environment(object_store.endpoint_of(settings.s3_port), *keys)
 
     def secrets(self) -> Secrets:
         """The secrets, made at the first call."""
@@ -154,13 +169,14 @@ class Stack:
 
     def services(self, settings: StackSettings) -> list[Service]:
         """What is started, in this order, and ended in the reverse one."""
-        known, (store, mlflow, _) = self.secrets(), self.write_environment(settings)
+        known, (_, mlflow, _) = self.secrets(), self.write_environment(settings)
+        owner, files, worker = (self.store_environment(settings, name) for name in ("cmseg", "mlflow", "worker"))
         postgres = settings.postgres_port, known.postgres
         hour, minute = settings.night.split(":")
         named = {"CMSEG_NIGHT_CRON": f"{int(minute)} {int(hour)} * * *", "CMSEG_TIME_ZONE": settings.time_zone}
         return [
             object_store.object_store_service(
-                self.folder / "s3", settings.s3_port, self.logs / "s3.log", ready=lambda: _make_bucket(store)
+                self.folder / "s3", settings.s3_port, self.logs / "s3.log", ready=lambda: _make_bucket(owner)
             ),
             postgres_service(self.folder / "postgres", *postgres, self.logs / "postgres.log"),
             mlflow_server.mlflow_service(
@@ -170,7 +186,7 @@ class Stack:
                 signing_key=known.mlflow_forms,
                 database=database_uri("postgresql+psycopg", *postgres, "mlflow"),
                 artifacts=f"{BUCKET}/mlflow",
-                store=store,
+                store=files,
                 log=self.logs / "mlflow.log",
             ),
             prefect_server.prefect_service(
@@ -184,7 +200,7 @@ class Stack:
                 self._made("worker"),
                 settings.prefect_port,
                 password=known.prefect,
-                environment={**store, **mlflow, "CMSEG_WORKSPACE": str(self.workspace)},
+                environment={"CMSEG_STORE": BUCKET, **worker, **mlflow, "CMSEG_WORKSPACE": str(self.workspace)},
                 named=named,
                 at_once=settings.runs_at_once,
                 log=self.logs / "worker.log",

@@ -20,10 +20,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import psutil
 import pytest
 import tifffile
+from botocore.exceptions import ClientError
 
 from tests.acceptance.conftest import Cmseg, Outcome
 
@@ -153,10 +155,33 @@ def test_strangers_are_refused(site: Site) -> None:
         psycopg.connect(f"postgresql://cmseg:wrong@127.0.0.1:{site.variables['CMSEG_POSTGRES_PORT']}/prefect")
 
 
+def test_the_worker_can_neither_change_nor_delete_raw_data(site: Site, phantom: Path) -> None:
+    assert site("submit", phantom, "--name", "raw").status == 0
+    identities = json.loads((site.workspace / "stack" / "s3" / "s3.json").read_text())["identities"]
+    (keys,) = next(one["credentials"] for one in identities if one["name"] == "worker")
+    endpoint = f"http://127.0.0.1:{site.variables['CMSEG_S3_PORT']}"
+    session = boto3.Session(keys["accessKey"], keys["secretKey"])
+    client = session.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    raw = "incoming/raw/acquisition.json"
+    before = client.get_object(Bucket="cmseg", Key=raw)["Body"].read()
+    for refused in (
+        lambda: client.delete_object(Bucket="cmseg", Key=raw),
+        lambda: client.put_object(Bucket="cmseg", Key=raw, Body=b""),
+        lambda: client.copy_object(Bucket="cmseg", Key=raw, CopySource="cmseg/incoming/raw/acquisition.json"),
+        lambda: client.delete_bucket(Bucket="cmseg"),
+        lambda: client.put_bucket_versioning(Bucket="cmseg", VersioningConfiguration={"Status": "Suspended"}),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            refused()
+    client.delete_objects(Bucket="cmseg", Delete={"Objects": [{"Key": raw}]})
+    assert client.get_object(Bucket="cmseg", Key=raw)["Body"].read() == before
+
+
 def test_secrets_are_in_private_files_alone(site: Site) -> None:
     folder = site.workspace / "stack"
     secrets = list(json.loads((folder / "secrets.json").read_text()).values())
-    secrets += [json.loads((folder / "s3" / "s3.json").read_text())["identities"][0]["credentials"][0]["secretKey"]]
+    for identity in json.loads((folder / "s3" / "s3.json").read_text())["identities"]:
+        secrets.append(identity["credentials"][0]["secretKey"])
     for process in site.processes().values():
         command = Path(f"/proc/{process['pid']}/cmdline").read_bytes()
         assert not [secret for secret in secrets if secret.encode() in command]
@@ -234,6 +259,7 @@ def test_down_ends_everything_and_keeps_what_was_done(site: Site) -> None:
     assert "its services are down; start them with `cmseg up`" in site("status").complaint()
     assert site("down").status == 0
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", int(site.variables["CMSEG_MLFLOW_PORT"])))
         other.listen()
         refused = site("up")
