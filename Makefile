@@ -15,8 +15,8 @@ install: $(VENV)/.installed ## Install cmseg into the virtual environment
 demo: $(VENV)/.installed ## Run the whole product on a simulated acquisition
 	$(BIN)/cmseg demo
 
-test: $(VENV)/.installed-dev ## Unit and acceptance tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.installed-dev ## Unit and acceptance tests, in two processes
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -90,12 +90,12 @@ def status_of(url: str) -> int:
 
 @pytest.fixture(scope="module")
 def site(cmseg: Cmseg, unet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Services on free ports, whose night begins in two minutes or so."""
+    """Services on free ports, whose night begins in two to three minutes."""
     workspace = tmp_path_factory.mktemp("site")
     *free, own = free_ports(len(PORTS) + 1)
     ports = dict(zip(PORTS, map(str, free), strict=True))
     alerts: list[str] = []
-    night = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%H:%M")
+    night = (datetime.now(UTC) + timedelta(minutes=3)).strftime("%H:%M")
     settings = {"CMSEG_NIGHT": night, "CMSEG_FOREGROUND__METHOD": "threshold", "CMSEG_UNET": str(unet),
                 "CMSEG_STAGE_MODEL": "rule", "CMSEG_ALERT_WEBHOOK": f"http://127.0.0.1:{own}/"}  # fmt: skip
     here = Site(workspace, {"CMSEG_WORKSPACE": str(workspace), **ports, **settings}, cmseg, alerts)
