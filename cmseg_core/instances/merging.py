@@ -12,9 +12,9 @@ from cmseg_core.instances.basins import BasinTable, highest
 from cmseg_core.preprocess.resample import Grid
 from cmseg_core.schema import InstancesConfig, VoxelSize
 
-_DAUGHTERS_ALIKE = 0.75
+_DAUGHTERS_ALIKE = 0.65
 """Least volume of the lesser daughter over that of the greater."""
-_DAUGHTER_SHARE = 0.70
+_DAUGHTER_SHARE = 0.78
 """Largest volume of a daughter over that of the usual cell of the field: a division halves a cell that has grown."""
 
 Lookup = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -219,7 +219,15 @@ def name_cells(
     nearest_nm = config.marker_distance_fraction * cell_diameter_nm
     part = merge(basins, shape, voxel_size, h_nm=config.h_nm, neck_ratio=neck_ratio, nearest_nm=nearest_nm)
     least_voxels = max(1, int(np.ceil(config.min_volume_um3 / voxel_size.volume_um3)))
-    cell = _joined_daughters(basins, part, config.daughter_neck_ratio, least_voxels)[part]
+    if interior:
+        daughters = _joined_daughters(
+            basins, part, basins.height, basins.pass_height, config.interior_daughter_neck_ratio, least_voxels
+        )
+    else:
+        daughters = _joined_daughters(
+            basins, part, basins.width, basins.pass_width, config.daughter_neck_ratio, least_voxels
+        )
+    cell = daughters[part]
     voxels, moment = np.zeros(len(part), np.int64), np.zeros((len(part), 3), np.int64)
     np.add.at(voxels, cell, basins.voxels)
     np.add.at(moment, cell, basins.moment)
@@ -231,17 +239,22 @@ def name_cells(
     return NamedCells(of_label, len(kept), int(np.count_nonzero((voxels > 0) & (voxels < least_voxels))))
 
 
-def _joined_daughters(basins: Basins, part: np.ndarray, neck_ratio: float, least_voxels: int) -> np.ndarray:
-    """Give two daughters that still hang together one number; no part is joined twice."""
+def _joined_daughters(
+    basins: Basins, part: np.ndarray, lobe: np.ndarray, neck: np.ndarray, neck_ratio: float, least_voxels: int
+) -> np.ndarray:
+    """Give two daughters that still hang together one number; no part is joined twice.
+
+    `lobe` of the basins and `neck` of the passes are half widths, by the distance map or by the depth in single cells.
+    """
     joined = np.arange(len(part))
     volumes, width = np.zeros(len(part), np.int64), np.zeros(len(part), np.float32)
     np.add.at(volumes, part, basins.voxels)
-    np.maximum.at(width, part, basins.width)
+    np.maximum.at(width, part, lobe)
     large = volumes >= least_voxels
     if np.count_nonzero(large) < 2:
         return joined
     usual = float(np.median(volumes[large]))
-    first, second, widest = _best_passes(part[basins.first], part[basins.second], basins.pass_width)
+    first, second, widest = _best_passes(part[basins.first], part[basins.second], neck)
     for k in np.lexsort((second, first, -widest)):
         pair = [first[k], second[k]]
         lesser, greater = sorted(volumes[pair])
