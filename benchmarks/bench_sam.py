@@ -102,7 +102,9 @@ def compare_masks(seeds: list[int], sections: int, points: int) -> None:
     every = []
     for seed in seeds:
         for hard in (False, True):
-            field = draw_field(seed, cells=14, voxel_size=WORKING, hard=hard)
+            # As large as the model's input: the official generator magnifies what is smaller.
+            size = sam.image_size
+            field = draw_field(seed, cells=24, voxel_size=WORKING, hard=hard, shape=(sections + 30, size, size))
             volume, cells, _ = field.render(0, field.shape[0])
             first = (len(volume) - sections) // 2
             chosen = range(first, first + sections)
@@ -118,7 +120,7 @@ def compare_masks(seeds: list[int], sections: int, points: int) -> None:
                 ("grid", MaskGenerator(sam, config), "grid"),
                 ("propagated", MaskGenerator(sam, config), "propagated"),
             ):
-                one.config = config.model_copy(update={"prompts": how})
+                one.config = config.model_copy(update={"prompts": how, "points_per_side": points})
                 began = time.perf_counter()
                 masks = list(Walk(one, slab).masks(1, sections + 1))
                 spent[name] = (time.perf_counter() - began) / sections

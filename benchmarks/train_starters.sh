@@ -78,7 +78,13 @@ done
 for i in 0 1 2 3; do crowd crowdcheck $((6300 + i)) $((16 + 8 * i)) "36 36 36" "$([ $((i % 2)) -eq 1 ] && echo --hard || true)"; done
 echo '{steps: 100000, seed: 4, dense_share: 0.6, scale: [0.65, 1.6]}' >"$folder/sam.yaml"
 cmseg train "$folder/crowd" --validation "$folder/crowdcheck" --model sam --initial "$folder/sam-1.pt" \
-  --config "$folder/sam.yaml" --max-minutes 75 --out "$folder/sam-starter.pt"
+  --config "$folder/sam.yaml" --max-minutes 75 --out "$folder/sam-2.pt"
+# Many cells in division, in the same folder.
+python -m benchmarks.crowded "$folder/more" --sets dividing
+cp -r "$folder/more/dividing/." "$folder/crowd/"
+echo '{steps: 100000, seed: 5, dense_share: 0.75, scale: [0.65, 1.6]}' >"$folder/sam.yaml"
+cmseg train "$folder/crowd" --validation "$folder/crowdcheck" --model sam --initial "$folder/sam-2.pt" \
+  --config "$folder/sam.yaml" --max-minutes 90 --out "$folder/sam-starter.pt"
 # True labels alone, for the classifier of the stage.
 for i in $(seq 0 29); do
   out=$folder/stage/field-$((20000 + i))

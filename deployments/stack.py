@@ -150,7 +150,12 @@ class Stack:
             prefect_server.client_environment(settings.prefect_port, known.prefect),
         ]
         write_private(self.folder / "environment.json", environment)
+        write_private(self.folder / "settings.json", settings.model_dump())
         return environment
+
+    def settings(self) -> StackSettings:
+        """The settings that the stack was started with last."""
+        return StackSettings(**json.loads((self.folder / "settings.json").read_text(encoding="utf-8")))
 
     def store_environment(self, settings: StackSettings, identity: str) -> dict[str, str]:
         """Variables under which an identity reaches the object store; it may do no more than it needs to."""

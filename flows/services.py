@@ -25,12 +25,15 @@ _TOLD = {"draining": "waits for running flows to end; `cmseg down --now` breaks 
 def up(console: Console) -> int:
     """Start the stack, and say where it is; a stack that is up is left alone."""
     workspace = Workspace()
-    settings = stack_settings()
+    wanted = stack_settings()
     stack = Stack(workspace.workspace)
     if not stack.is_up():
         prepare(workspace)
-        _check_ports(settings)
+        _check_ports(wanted)
         _launch(stack, console)
+    settings = stack.settings()
+    if settings != wanted:
+        console.say("the services are up with other settings; `cmseg down`, then `cmseg up`, to change them")
     known = {name: value for group in stack.environment() for name, value in group.items()}
     pages = {"Prefect": known["PREFECT_API_URL"].removesuffix("/api"), "MLflow": known["MLFLOW_TRACKING_URI"]}
     document = {"pages": pages, "store": known["CMSEG_STORE"], "logs": str(stack.logs),

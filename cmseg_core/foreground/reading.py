@@ -58,7 +58,9 @@ class HeadReader:
     def _tile(
         self, place: Place, pixels: torch.Tensor, embedding: torch.Tensor
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits, depth = self.head(embedding.float(), pixels)
+        dtype = self.encoder.dtype
+        with torch.autocast(self.sam.device.type, dtype, enabled=dtype != torch.float32):
+            logits, depth = self.head(embedding if dtype != torch.float32 else embedding.float(), pixels)
         probability = torch.sigmoid(logits)
         edge, size = self.encoder.edge, self.sam.image_size
         if edge != size:

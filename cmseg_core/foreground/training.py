@@ -344,7 +344,6 @@ def _draw_prompts(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points (p, 2), boxes (b, 4), and the masks (p + b, low, low) of all of them."""
     ids = np.unique(labels[labels > 0])
-    small = cv2.resize(labels.astype(np.float32), (low, low), interpolation=cv2.INTER_NEAREST)
     points, boxes, asked = [], [], ([], [])
     for _ in range(config.prompts_per_image):
         if rng.random() < config.background_share and (labels == 0).any():
@@ -352,7 +351,7 @@ def _draw_prompts(
         else:
             chosen = int(ids[rng.integers(len(ids))])
         rows, columns = np.nonzero(labels == chosen)
-        mask = np.zeros((low, low), bool) if chosen == 0 else small == chosen
+        mask = np.zeros((low, low), bool) if chosen == 0 else _shrunk(labels == chosen, low)
         if chosen and rng.random() < config.box_share:
             boxes.append(_draw_box(rng, rows, columns))
             asked[1].append(mask)
@@ -362,6 +361,11 @@ def _draw_prompts(
             asked[0].append(mask)
     masks = np.array([*asked[0], *asked[1]])
     return np.array(points, np.float32).reshape(-1, 2), np.array(boxes, np.float32).reshape(-1, 4), masks
+
+
+def _shrunk(mask: np.ndarray, low: int) -> np.ndarray:
+    """A mask at the decoder's resolution: where it fills half of a pixel. (Taking every second pixel would move it.)"""
+    return cv2.resize(mask.astype(np.float32), (low, low), interpolation=cv2.INTER_AREA) >= 0.5
 
 
 def _draw_box(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

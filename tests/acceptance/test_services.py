@@ -140,6 +140,9 @@ def test_up_once_more_finds_it_up(site: Site) -> None:
     assert again.status == 0
     assert again.document()["pages"]["Prefect"].endswith(site.variables["CMSEG_PREFECT_PORT"])
     assert site.processes() == before
+    other = site("up", CMSEG_NIGHT="03:33")
+    assert other.status == 0
+    assert "up with other settings" in other.err and "03:33" not in other.out
 
 
 def test_strangers_are_refused(site: Site) -> None:
