@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from deployments.service import Service, answer
 USER = "cmseg"
 POOL = "cmseg"
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+logger = logging.getLogger("cmseg.supervisor")
+
 _UNDER_WAY = ["PENDING", "RUNNING", "CANCELLING"]
 _GONE = "its process was gone"
 _PROGRAM = (sys.executable, "-m", "prefect")
@@ -59,7 +62,10 @@ def worker_service(
     folder: Path, port: int, *, password: str, environment: Mapping[str, str], named: Mapping[str, str],
     at_once: int, log: Path
 ) -> Service:  # fmt: skip
-    """A worker, with the work pool and the deployments that it serves brought up to date before each start.
+    """A worker.
+
+    Before each start the work pool and the deployments that it serves are brought up to date, and what a worker before
+    it lost is scheduled anew.
 
     Parameters
     ----------
@@ -102,7 +108,7 @@ def worker_service(
         log=log,
         healthy=lambda: PrefectApi(port, password).is_online(name),
         environment=known,
-        prepare=lambda: deploy({**known, **named}, folder, log),
+        prepare=lambda: _prepare({**known, **named}, folder, log, PrefectApi(port, password)),
         patience=30.0,
         leaves_work=True,
     )
@@ -116,6 +122,13 @@ def client_environment(port: int, password: str) -> dict[str, str]:
 def api_url(port: int) -> str:
     """Address of the server's interface for programs."""
     return f"http://{LOOPBACK}:{port}/api"
+
+
+def _prepare(environment: Mapping[str, str], folder: Path, log: Path, api: PrefectApi) -> None:
+    deploy(environment, folder, log)
+    for name in api.take_up_again():
+        logger.warning("%s was broken off and goes on", name)
+    api.pause(False)
 
 
 def deploy(environment: Mapping[str, str], folder: Path, log: Path) -> None:

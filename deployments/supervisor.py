@@ -151,11 +151,6 @@ class Supervisor:
         """Say that it waits for running flows."""
         self._tell("draining")
 
-    @property
-    def asked_to_end(self) -> bool:
-        """Whether it was asked to end."""
-        return self._end.is_set()
-
     def _ask_all(self) -> None:
         self._asked = time.monotonic()
         for one in self._watched:
@@ -178,8 +173,8 @@ class Supervisor:
         one.restarts += 1
         try:
             one.process = one.service.start(wanted=lambda: not self._end.is_set())
-        except (InputError, OSError) as error:
-            log.warning("%s: %s", one.service.name, error)
+        except Exception:  # whatever it is, the others go on, and this one is tried again
+            log.exception("%s", one.service.name)
         one.failures = 0 if one.process else one.failures + 1
         one.not_before = time.monotonic() + min(LONGEST_WAIT, 2.0**one.failures)
         self._tell("up")
@@ -207,16 +202,10 @@ def read_state(path: Path) -> State | None:
         return None
 
 
-def run(workspace: Path, settings: StackSettings, drain_seconds: float | None = None) -> None:
+def run(workspace: Path, settings: StackSettings) -> None:
     """Keep the stack of a workspace up until SIGTERM or SIGINT; then let running flows end first.
 
-    Parameters
-    ----------
-    workspace : path
-    settings : StackSettings
-    drain_seconds : float, optional
-        After which running flows are broken off; they go on at the next start. None waits for ever. A second signal
-        breaks them off at once.
+    A second signal breaks them off; they go on at the next start.
     """
     stack = Stack(workspace)
     with ExitStack() as held:
@@ -224,15 +213,11 @@ def run(workspace: Path, settings: StackSettings, drain_seconds: float | None = 
         held.enter_context(object_store.held(stack.folder / "s3"))
         supervisor = Supervisor(stack.services(settings), stack.state)
         signals = _Signals(supervisor)
-        api = PrefectApi(settings.prefect_port, stack.secrets().prefect)
         try:
             if supervisor.start():
-                for name in api.take_up_again():
-                    log.warning("%s was broken off and goes on", name)
-                api.pause(False)
                 supervisor.watch()
                 supervisor.draining()
-                _drain(api, signals, drain_seconds)
+                _drain(PrefectApi(settings.prefect_port, stack.secrets().prefect), signals)
         except Exception as error:
             log.exception("the stack fails")
             supervisor.stop()
@@ -255,12 +240,11 @@ class _Signals:
         self._supervisor.end()
 
 
-def _drain(api: PrefectApi, signals: _Signals, seconds: float | None) -> None:
+def _drain(api: PrefectApi, signals: _Signals) -> None:
     """Give out no more work, and wait for what is under way."""
-    deadline = time.monotonic() + seconds if seconds is not None else None
     try:
         api.pause(True)
-        while signals.count < 2 and api.under_way() and (deadline is None or time.monotonic() < deadline):
+        while signals.count < 2 and api.under_way():
             time.sleep(LOOK_SECONDS)
     except httpx.HTTPError:  # a server that does not answer cannot be waited for
         log.warning("Prefect does not say what runs", exc_info=True)
