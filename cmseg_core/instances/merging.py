@@ -14,7 +14,7 @@ from cmseg_core.schema import InstancesConfig, VoxelSize
 
 _DAUGHTERS_ALIKE = 0.65
 """Least volume of the lesser daughter over that of the greater."""
-_DAUGHTER_SHARE = 0.78
+_DAUGHTER_SHARE = 0.74
 """Largest volume of a daughter over that of the usual cell of the field: a division halves a cell that has grown."""
 
 Lookup = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
