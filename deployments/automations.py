@@ -18,18 +18,13 @@ FILE = Path(__file__).with_name("automations.yaml")
 BLOCK = "cmseg-alert"
 
 
-def apply(webhook: str | None) -> list[str]:
+def apply(webhook: str | None) -> None:
     """Make the automations anew, and remove those that are no longer wanted; safe to repeat.
 
     Parameters
     ----------
     webhook : str, optional
         Address that is told of what goes wrong; None for no alerts.
-
-    Returns
-    -------
-    list of str
-        Names of the automations.
     """
     entries = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     told = str(Webhook(url=webhook).save(BLOCK, overwrite=True)) if webhook else None  # type: ignore[call-arg]
@@ -40,7 +35,6 @@ def apply(webhook: str | None) -> list[str]:
                 action = {"type": "call-webhook", "block_document_id": told, "payload": alert}
                 entry["actions"] = [action]
             _replace(client, entry, wanted=alert is None or told is not None)
-    return [entry["name"] for entry in entries]
 
 
 def _replace(client: SyncPrefectClient, entry: dict[str, Any], *, wanted: bool) -> None:
