@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from deployments.private import write_private
 from deployments.processes import LOOPBACK
 from deployments.service import Service, answer
 
@@ -82,6 +82,4 @@ def client_environment(port: int, password: str) -> dict[str, str]:
 def _write_config(path: Path, database: str) -> None:
     # "%" has a meaning of its own in this kind of file.
     text = f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {database.replace('%', '%%')}\n"
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    write_private(path, text)

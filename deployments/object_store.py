@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmseg_core.errors import InputError
+from deployments.private import write_private
 from deployments.processes import LOOPBACK, free_ports, port_is_free
 from deployments.service import Process, Service, answer, nothing
 
@@ -152,7 +153,7 @@ def _write_options(folder: Path, port: int) -> None:
     while not (ports[admin] <= _HIGHEST - _ADMIN_STEP and port_is_free(ports[admin] + _ADMIN_STEP)):
         ports[admin] = free_ports(1)[0]
     ports[admin + 1] = ports[admin] + _ADMIN_STEP
-    _write_private(folder / "weed.options", _options(folder, ports))
+    write_private(folder / "weed.options", _options(folder, ports))
 
 
 def _options(folder: Path, ports: list[int]) -> str:
@@ -200,7 +201,7 @@ def credentials(folder: Path, identity: str = OWNER, actions: Sequence[str] = _E
         known.append(mine)
     if mine.get("actions") != list(actions):
         mine["actions"] = list(actions)
-        _write_private(path, json.dumps({"identities": known}))
+        write_private(path, json.dumps({"identities": known}))
     return mine["credentials"][0]["accessKey"], mine["credentials"][0]["secretKey"]
 
 
@@ -208,13 +209,7 @@ def _signing_keys(path: Path) -> None:
     """Close the servers behind S3, which would otherwise serve every bucket to any user of the machine."""
     if not path.exists():
         tables = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-        _write_private(path, "".join(f'[{table}]\nkey = "{secrets.token_urlsafe(30)}"\n' for table in tables))
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+        write_private(path, "".join(f'[{table}]\nkey = "{secrets.token_urlsafe(30)}"\n' for table in tables))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from zoneinfo import available_timezones
 
 from pydantic import Field, field_validator
@@ -20,6 +20,7 @@ from cmseg_core.schema import Frozen
 from cmseg_core.storage.buckets import ensure_bucket
 from deployments import mlflow_server, object_store, prefect_server
 from deployments.postgres import database_uri, postgres_service
+from deployments.private import write_private
 from deployments.service import Service
 
 BUCKET = "s3://cmseg"
@@ -149,8 +150,8 @@ class Stack:
             mlflow_server.client_environment(settings.mlflow_port, known.mlflow),
             prefect_server.client_environment(settings.prefect_port, known.prefect),
         ]
-        write_private(self.folder / "environment.json", environment)
-        write_private(self.folder / "settings.json", settings.model_dump())
+        write_private(self.folder / "environment.json", json.dumps(environment, indent=2))
+        write_private(self.folder / "settings.json", settings.model_dump_json())
         return environment
 
     def settings(self) -> StackSettings:
@@ -169,7 +170,7 @@ class Stack:
         path = self.folder / "secrets.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_private(path, {name: secrets.token_urlsafe(24) for name in Secrets.model_fields})
+            write_private(path, json.dumps({name: secrets.token_urlsafe(24) for name in Secrets.model_fields}))
         return Secrets.model_validate_json(path.read_text(encoding="utf-8"))
 
     def services(self, settings: StackSettings) -> list[Service]:
@@ -216,15 +217,6 @@ class Stack:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
-
-
-def write_private(path: Path, content: Any) -> None:
-    """Write JSON in one step, for nobody else to read."""
-    staging = path.with_name(f".{path.name}.partial")
-    staging.unlink(missing_ok=True)
-    with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    staging.replace(path)
 
 
 def _make_bucket(store: Mapping[str, str]) -> None:

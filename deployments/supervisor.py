@@ -25,8 +25,9 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from deployments import object_store, processes
 from deployments.prefect_server import PrefectApi
+from deployments.private import write_private
 from deployments.service import Process, Service
-from deployments.stack import Stack, StackSettings, write_private
+from deployments.stack import Stack, StackSettings
 
 log = logging.getLogger("cmseg.supervisor")
 
@@ -183,7 +184,7 @@ class Supervisor:
     def _tell(self, phase: Phase, reason: str = "", mend: str = "") -> None:
         services = tuple(one.state() for one in self._watched)
         state = State(phase=phase, pid=os.getpid(), reason=reason, mend=mend, services=services)
-        write_private(self._state, state.model_dump())
+        write_private(self._state, state.model_dump_json(indent=2))
 
     def _end_leftovers(self) -> None:
         """End what a supervisor that was killed left behind: it would hold the ports."""
