@@ -137,9 +137,9 @@ def _is_over(store: Store, name: str, attempt: int, patience: float) -> bool:
         owner = Owner.model_validate_json(store.get(f"{folder}/owner.json"))
     except KeyError:
         return True  # let go just now
-    if owner.host == socket.gethostname():
-        return owner.is_gone()
-    if patience <= 0:
+    if owner.is_gone():
+        return True
+    if patience <= 0 or owner.host == socket.gethostname():
         return False
     first, deadline = _last_beat(store, folder), time.monotonic() + patience
     while time.monotonic() < deadline:
