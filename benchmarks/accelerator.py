@@ -26,11 +26,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from cmseg_core.phantom.field import Field
 
 VOXELS = ((30, 20, 20), (20, 20, 20), (25, 16, 16), (40, 24, 24))
 DEFECTS = ((), (), ("noise",), ("curtaining",), ("drift",), ("charging",))
 WORKING_NM = 36.0
+CROWD_VOXELS = ((30, 20, 20), (25, 25, 25), (40, 24, 24), (60, 24, 24))
+DIVIDING = (0.1, 0.15, 0.25, 0.25, 0.25)
+"""Shares of the stages where most cells divide."""
 CUBE = 96
 """Section size of the packaged U-Net."""
 
@@ -43,6 +51,7 @@ def draw(folder: Path, kind: str, number: int, first: int) -> None:
     from cmseg_core.organelles.dataset import LabelledCell, cube_of
     from cmseg_core.phantom import draw_field
     from cmseg_core.preprocess.median import median_3x3x3
+    from cmseg_core.preprocess.resample import resize, working_shape
     from cmseg_core.schema import PreprocessConfig, VoxelSize
 
     seed, defects = first + number, DEFECTS[number // 2 % len(DEFECTS)]
@@ -56,12 +65,13 @@ def draw(folder: Path, kind: str, number: int, first: int) -> None:
         size = VoxelSize(z=z, y=y, x=x)
         field = draw_field(seed, cells=5, voxel_size=size, hard=number % 3 == 2, defects=defects)
     else:
-        size = VoxelSize(z=WORKING_NM, y=WORKING_NM, x=WORKING_NM)
-        field = draw_field(seed, cells=16, voxel_size=size, hard=number % 5 < 3, defects=defects)
+        field = crowd(seed, number, defects)
     image, cells, organelles = field.render(0, field.shape[0])
     image = median_3x3x3(image)
     if kind == "cells":
-        kept: Any = LabelledField(image, cells, f"field-{seed}")
+        shape = working_shape(image.shape, field.voxel_size, WORKING_NM)
+        interpolation = PreprocessConfig().interpolation
+        kept: Any = LabelledField(resize(image, shape, interpolation), resize(cells, shape, "nearest"), f"field-{seed}")
     else:
         kept = cut_cells(image, cells, organelles, field.voxel_size, field.stages, name=f"field-{seed}")
     if kind == "organelles":
@@ -72,6 +82,25 @@ def draw(folder: Path, kind: str, number: int, first: int) -> None:
     staging = folder / f".{seed}.partial"
     staging.write_bytes(pickle.dumps(kept, protocol=5))
     staging.rename(folder / f"field-{seed}.pickle")
+
+
+def crowd(seed: int, number: int, defects: Sequence[str]) -> Field:
+    """A field of 12 to 40 cells: three in five are hard, half have most cells in division, some sizes that differ."""
+    from cmseg_core.phantom import draw_field
+    from cmseg_core.schema import VoxelSize
+
+    rng = np.random.default_rng(seed)
+    cells = int(rng.integers(12, 41))
+    edges = CROWD_VOXELS[number // 4 % len(CROWD_VOXELS)] if number % 4 == 0 else (WORKING_NM,) * 3
+    size = VoxelSize.from_zyx(edges)
+    asked: dict[str, Any] = {"hard": number % 5 < 3, "defects": defects}
+    if number // 3 % 2:
+        asked["stages"] = tuple(int(stage) for stage in rng.choice([1, 2, 3, 4, 5], cells, p=DIVIDING))
+    if number % 7 == 0:
+        asked["diameter_nm"] = (1000.0, 2900.0)
+    if number % 6 == 1:
+        asked["fill"] = 0.68
+    return draw_field(seed, cells=cells, voxel_size=size, **asked)
 
 
 def fields(folder: Path, kind: str, first: int, count: int, workers: int) -> None:
@@ -167,7 +196,6 @@ def sam(folder: Path, validation: Path, out: Path, minutes: float, settings: dic
 def steps(width: int, section: int, batch: int, seconds: float) -> None:
     """Time the training step in both precisions, in turns of a second."""
     import keras
-    import numpy as np
 
     from cmseg_core.organelles.epochs import compile_network
     from cmseg_core.organelles.network import Precision, build_unet, precision

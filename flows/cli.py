@@ -222,17 +222,19 @@ def nightly(*names: str, config: Settings = None, json: Json = False) -> int:
 
 
 @app.command
-def status(name: str | None = None, /, *, json: Json = False) -> int:
-    """Tell what ran, what waits, and what was quarantined and why.
+def status(name: str | None = None, /, *, storage: bool = False, json: Json = False) -> int:
+    """Tell what ran, what waits, and what was quarantined and why; with `cmseg up`, the state of the services too.
 
     Parameters
     ----------
     name
         One acquisition; by default all of them.
+    storage
+        Tell what takes the room in the store, too.
     """
     from flows.landing import show_status
 
-    return show_status(Console(json), name)
+    return show_status(Console(json), name, storage=storage)
 
 
 @app.command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmseg_core.evaluation.tables import format_table
 from cmseg_core.schema import Acquisition, PipelineConfig, VoxelSize, Workspace
@@ -65,7 +65,15 @@ def upload(
 
 def run_night(console: Console, config: Path | None, names: Sequence[str]) -> int:
     """Run the nightly flow as ``cmseg nightly`` is asked to."""
-    results = night(Workspace(), PipelineConfig.from_file(config), names, console)
+    workspace = Workspace()
+    settings = PipelineConfig.from_file(config)
+    prepare(workspace)
+    from flows.nightly import Unfinished
+
+    try:
+        results = night(workspace, settings, names, console)
+    except Unfinished as error:
+        results = error.results
     document = {"acquisitions": [result.model_dump(mode="json") for result in results]}
     console.result(document, "\n\n".join(described(result) for result in results) or "nothing new")
     return status_of(results)
@@ -82,15 +90,28 @@ def night(
         return nightly(config, workspace, names or None)
 
 
-def show_status(console: Console, name: str | None) -> int:
-    """Print the state of one acquisition, or of all."""
+def show_status(console: Console, name: str | None, *, storage: bool) -> int:
+    """Print the services of the workspace, the state of one acquisition or of all, and what takes the room."""
     workspace = Workspace()
     prepare(workspace)
     from flows.places import store_address
-    from flows.status import acquisition_states
+    from flows.services import service_states
+    from flows.status import acquisition_states, storage_use
 
-    states = acquisition_states(store_address(workspace).open(), name)
+    store = store_address(workspace).open()
+    states = acquisition_states(store, name)
+    services = service_states(workspace) if name is None else []
+    document: dict[str, Any] = {"acquisitions": states, "services": services}
     rows = [(s["name"], s["state"], s["version"], s["reason"]) for s in states]
-    table = format_table(("name", "state", "version", "reason"), rows) if rows else "nothing was submitted yet"
-    console.result({"acquisitions": states}, table)
+    tables = [format_table(("name", "state", "version", "reason"), rows) if rows else "nothing was submitted yet"]
+    if services:
+        known = [(s["name"], s["state"], s["restarts"], f"{s['bytes'] / 1e6:.0f} MB") for s in services]
+        tables.insert(0, format_table(("service", "state", "restarts", "memory"), known))
+    if storage:
+        used = document["storage"] = storage_use(store)
+        taken = [
+            (u["folder"], u["objects"], f"{u['bytes'] / 1e6:.1f} MB", "expires" if u["expires"] else "") for u in used
+        ]
+        tables.append(format_table(("folder", "objects", "size", ""), taken) if taken else "the store is empty")
+    console.result(document, "\n\n".join(tables))
     return DONE

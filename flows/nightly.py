@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from prefect import Flow, flow
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
@@ -34,14 +36,35 @@ from tasks.landing import (
     waiting,
 )
 from tasks.request import AcquisitionRequest, AcquisitionResult
+from tasks.stage import may_pass
 
 log = logging.getLogger("cmseg.flows")
 
 ATTEMPTS = 2
 """A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
+PAUSES = (60.0, 600.0)
+"""Seconds before the night takes up again what a failing disk or service made wait."""
 DONE = ("published", "quarantined")
 MOST_DEATHS = 3
 """An acquisition over which so many workers died is set aside, or it would end every night."""
+
+
+class Unfinished(RuntimeError):
+    """A night that ended with something left, because a disk or a service failed.
+
+    Parameters
+    ----------
+    results : sequence of AcquisitionResult
+        Of everything that the night took up.
+    """
+
+    def __init__(self, results: Sequence[AcquisitionResult]) -> None:
+        self.results = list(results)
+        left = [f"{result.name} ({result.reason})" for result in self.results if result.state == "waiting"]
+        super().__init__(f"waits for the next night: {', '.join(left)}")
+
+    def __reduce__(self) -> tuple[type, tuple[list[AcquisitionResult]]]:
+        return type(self), (self.results,)
 
 
 def _tonight() -> str:
@@ -79,22 +102,62 @@ def nightly(
     ------
     InputError
         Where a name was never submitted, or the store cannot be used.
+    Unfinished
+        Where acquisitions were left, because a disk or a service failed until the end.
     """
     config = config or PipelineConfig()
     workspace = workspace or Workspace()
     prepare(workspace)
     store = store_address(workspace).open()
+    results: dict[str, AcquisitionResult] = {}
+    for pause in (*PAUSES, None):
+        try:
+            _round(store, names, config, workspace, results)
+            if not any(result.state == "waiting" for result in results.values()):
+                break
+        except Exception as error:
+            if pause is None or not may_pass(error):
+                raise
+            log.warning("the night is held up: %s", error)
+        if pause is not None:
+            time.sleep(pause * random.uniform(0.8, 1.2))
+    ended = list(results.values())
+    _show(ended)
+    if any(result.state == "waiting" for result in ended):
+        raise Unfinished(ended)
+    return ended
+
+
+def _round(
+    store: Store,
+    names: Sequence[str] | None,
+    config: PipelineConfig,
+    workspace: Workspace,
+    results: dict[str, AcquisitionResult],
+) -> None:
+    """Process what is to be done and has no final result yet; `results` grows."""
+    for name in [name for name, result in results.items() if result.state == "waiting"]:
+        del results[name]
     chosen = waiting(store) if names is None else _named(store, names)
-    results, elsewhere = [], []
+    over = DONE if names is None else DONE[:1]
+    elsewhere: list[str] = []
     for patience, some in ((0.0, chosen), (LEASE_SECONDS, elsewhere)):
         for name in some:
-            mine = claim(store, name, patience=patience)
-            if mine is not None:
-                results += _process(mine, config, workspace, over=DONE if names is None else DONE[:1])
-            elif not patience:
+            if name in results:
+                continue
+            try:
+                mine = claim(store, name, patience=patience)
+                if mine is not None and (result := _process(mine, config, workspace, over)) is not None:
+                    results[name] = result
+            except Exception as error:
+                if not may_pass(error):
+                    raise
+                log.warning("%s waits: %s", name, error)
+                place = store.uri_of(f"{INCOMING}/{name}")
+                results[name] = AcquisitionResult(name=name, state="waiting", reason=str(error), location=place)
+                continue
+            if mine is None and not patience:
                 elsewhere.append(name)
-    _show(results)
-    return results
 
 
 def _named(store: Store, names: Sequence[str]) -> list[str]:
@@ -103,35 +166,58 @@ def _named(store: Store, names: Sequence[str]) -> list[str]:
     return [name for name in sorted(set(names)) if state_of(store, name)[0] != "published"]
 
 
-def _process(mine: Claim, config: PipelineConfig, workspace: Workspace, over: Sequence[str]) -> list[AcquisitionResult]:
+def _process(
+    mine: Claim, config: PipelineConfig, workspace: Workspace, over: Sequence[str]
+) -> AcquisitionResult | None:
     """Process one submission, unless another worker was faster and it is `over`."""
     with mine.kept():
         if state_of(mine.store, mine.name, claimed=False)[0] in over:
-            return []
+            return None
         if mine.attempt > MOST_DEATHS:
             reason = f"{MOST_DEATHS} workers were killed while they had it"
             mend = "see whether it needs more memory than there is; then `cmseg nightly` with its name"
-            return [_set_aside(mine.store, mine.name, reason, mend, "fault")]
-        return [_outcome(mine.name, config, workspace, mine.store)]
+            return _set_aside(mine.store, mine.name, reason, mend, "fault")
+        return _outcome(mine.name, config, workspace, mine.store)
 
 
 def _outcome(name: str, config: PipelineConfig, workspace: Workspace, store: Store) -> AcquisitionResult:
-    """Process one submission; whatever goes wrong with it becomes a quarantine."""
+    """Process one submission; what is wrong with it becomes a quarantine.
+
+    Raises
+    ------
+    Exception
+        Where a disk or a service failed, see :func:`tasks.stage.may_pass`.
+    """
     scratch = workspace.workspace / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=scratch, prefix=f"{name}-incoming-"))
     try:
-        request = _request(name, config, workspace, store, folder)
-        return _attempt(request, on_cluster(process_acquisition, workspace.dask))
+        return _attempt(name, config, workspace, store, folder)
     except InputError as error:
         reason = f"{error.subject}: {error.reason}".replace(f"{folder}/", "")
         return _set_aside(store, name, reason, error.mend, "input")
     except Exception as error:
+        if may_pass(error):
+            raise
         log.exception("%s failed", name)
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return _set_aside(store, name, reason, "see the log of the run; then `cmseg nightly` with its name", "fault")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _attempt(name: str, config: PipelineConfig, workspace: Workspace, store: Store, folder: Path) -> AcquisitionResult:
+    process = on_cluster(process_acquisition, workspace.dask)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return process(_request(name, config, workspace, store, folder))
+        except InputError:
+            raise
+        except Exception:
+            if attempt == ATTEMPTS:
+                raise
+            log.warning("%s failed and is tried once more", name, exc_info=True)
+    raise AssertionError("the loop returns or raises")
 
 
 def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Store, folder: Path) -> AcquisitionRequest:
@@ -158,19 +244,6 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         max_memory_gb=workspace.max_memory_gb,
         block_edge=workspace.block_edge,
     )
-
-
-def _attempt(request: AcquisitionRequest, process: Flow[[AcquisitionRequest], AcquisitionResult]) -> AcquisitionResult:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return process(request)
-        except InputError:
-            raise
-        except Exception:
-            if attempt == ATTEMPTS:
-                raise
-            log.warning("%s failed and is tried once more", request.name, exc_info=True)
-    raise AssertionError("the loop returns or raises")
 
 
 def _set_aside(store: Store, name: str, reason: str, mend: str, kind: Kind) -> AcquisitionResult:

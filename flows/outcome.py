@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cmseg_core.evaluation import CellScores, cell_table, class_table
 from cmseg_core.evaluation.instances import ADVICE, threshold_does_better
 from cmseg_core.schema import C_MEROLAE
-from flows.console import DONE, QUARANTINED
+from flows.console import DONE, FAULT, QUARANTINED
 
 if TYPE_CHECKING:
     from tasks.request import AcquisitionResult
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 def status_of(results: Iterable[AcquisitionResult]) -> int:
     """Exit status of finished work."""
+    results = list(results)
+    if any(result.state == "waiting" for result in results):
+        return FAULT
     return QUARANTINED if any(r.state == "quarantined" or r.quarantined_cells for r in results) else DONE
 
 
@@ -23,6 +26,8 @@ def described(result: AcquisitionResult) -> str:
     """The outcome as text, with its scores."""
     if result.state == "quarantined":
         return f"{result.name}: quarantined: {result.reason} ({result.location})"
+    if result.state == "waiting":
+        return f"{result.name}: waits for the next night, since a disk or a service failed: {result.reason}"
     lines = [f"{result.name}: {result.cells} cells in {result.location}"]
     lines += [f"  cell {cell} is quarantined: {reason}" for cell, reason in result.quarantined_cells.items()]
     if not result.recomputed:

@@ -34,7 +34,7 @@ from tasks.organelles import organelles
 from tasks.preprocess import preprocess
 from tasks.request import AcquisitionRequest, AcquisitionResult
 from tasks.source import fetch, open_stack
-from tasks.stage import opened
+from tasks.stage import may_pass, opened
 
 log = logging.getLogger("cmseg.flows")
 
@@ -224,7 +224,11 @@ def _baseline(request: AcquisitionRequest, checked: Checked, preprocessed: Stage
 def _gather(
     regions: list[CellRegion] | tuple[CellRegion, ...], futures: list[PrefectFuture[StageRef]]
 ) -> tuple[dict[int, StageRef], dict[str, str]]:
-    """What became of each cell: its output, or the reason why there is none."""
+    """What became of each cell: its output, or the reason why there is none.
+
+    A cell is quarantined for what is wrong with it. Where a disk or a service failed, nothing is wrong with the cell,
+    and a result without it must not be published: that failure is raised.
+    """
     done: dict[int, StageRef] = {}
     failed: dict[str, str] = {}
     for region, future in zip(regions, futures, strict=True):
@@ -232,6 +236,8 @@ def _gather(
         if isinstance(result, StageRef):
             done[region.cell_id] = result
             log.info("%s: cell %d, %d of %d", result.stage, region.cell_id, len(done) + len(failed), len(regions))
+        elif isinstance(result, BaseException) and may_pass(result):
+            raise result
         else:
             failed[str(region.cell_id)] = _reason(result)
             log.warning("cell %d is quarantined: %s", region.cell_id, failed[str(region.cell_id)])

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from typing import TypedDict
 
+import psutil
 from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Workspace, first_problem
 from deployments.processes import port_is_free
 from deployments.stack import Stack, StackSettings
-from deployments.supervisor import read_state
+from deployments.supervisor import ServiceState, read_state
 from flows.console import DONE, Console
 from flows.environment import prepare
 
@@ -67,6 +69,34 @@ def down(console: Console, *, now: bool) -> int:
         time.sleep(0.3)
     console.result({"down": True}, "the services are down; what they keep stays")
     return DONE
+
+
+class ServiceReport(TypedDict):
+    """A service: ``up``, ``down`` or ``starting``; how often it was restarted; memory of it and its children."""
+
+    name: str
+    state: str
+    restarts: int
+    bytes: int
+
+
+def service_states(workspace: Workspace) -> list[ServiceReport]:
+    """The services of a workspace in the order of their start; none where they are down or never were."""
+    stack = Stack(workspace.workspace)
+    state = read_state(stack.state) if stack.is_up() else None
+    return [_reported(service) for service in state.services] if state else []
+
+
+def _reported(service: ServiceState) -> ServiceReport:
+    memory, running = 0, "starting"
+    try:
+        process = psutil.Process(service.pid) if service.pid else None
+        if process is not None and process.create_time() == service.created:
+            running = "up"
+            memory = sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+    except psutil.Error:
+        running = "down"
+    return {"name": service.name, "state": running, "restarts": service.restarts, "bytes": memory}
 
 
 def stack_settings() -> StackSettings:

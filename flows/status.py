@@ -1,11 +1,12 @@
-"""What ran, what waits, and what was quarantined and why."""
+"""What ran, what waits, what was quarantined and why, and what takes the room."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypedDict
 
 from cmseg_core.errors import InputError
-from cmseg_core.storage.store import Store
+from cmseg_core.storage.store import DELETABLE, Store
 from tasks.landing import QUARANTINE, read_submission, state_of, submitted
 
 
@@ -16,6 +17,33 @@ class AcquisitionState(TypedDict):
     version: str | None
     state: str
     reason: str | None
+
+
+class StorageUse(TypedDict):
+    """Objects and bytes below a folder of the store; `expires` where they go by themselves in the end."""
+
+    folder: str
+    objects: int
+    bytes: int
+    expires: bool
+
+
+def storage_use(store: Store) -> list[StorageUse]:
+    """What takes the room in a store: each top folder, stage outputs by stage; the largest first.
+
+    Former versions of objects, which a bucket with versioning keeps, are not counted.
+    """
+    objects: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for key, size in store.sizes().items():
+        parts = key.split("/")
+        folder = "/".join(parts[: 2 if parts[0] == DELETABLE else 1])
+        objects[folder] += 1
+        total[folder] += size
+    return [
+        {"folder": folder, "objects": objects[folder], "bytes": size, "expires": folder.startswith(f"{DELETABLE}/")}
+        for folder, size in total.most_common()
+    ]
 
 
 def acquisition_states(store: Store, name: str | None = None) -> list[AcquisitionState]:

@@ -83,9 +83,15 @@ class Claim:
         finally:
             ended.set()
             thread.join()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        try:
             for attempt in _attempts(self.store, self.name):
                 if attempt <= self.attempt:
                     self.store.delete(_folder(self.name, attempt))
+        except OSError as error:  # what was done counts all the same; the claim ends with this process
+            log.warning("%s: %s", self.name, error)
 
     def _beat(self, ended: threading.Event) -> None:
         beat = 0

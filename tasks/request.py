@@ -98,11 +98,12 @@ class AcquisitionResult(Frozen):
     Attributes
     ----------
     name : str
-    state : {"published", "quarantined"}
+    state : {"published", "quarantined", "waiting"}
+        It waits where a disk or a service failed until the end: the next night takes it up.
     reason : str, optional
-        Why it was quarantined.
+        Why it was quarantined, or waits.
     location : str
-        Folder or URI of the result, or of the reason.
+        Folder or URI of the result, of the reason, or of the submission.
     cells : int
         Cells that were found.
     quarantined_cells : dict of str to str
@@ -114,7 +115,7 @@ class AcquisitionResult(Frozen):
     """
 
     name: str
-    state: Literal["published", "quarantined"]
+    state: Literal["published", "quarantined", "waiting"]
     reason: str | None = None
     location: str
     cells: int = 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 import zarr
+from obstore import exceptions as failures
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
@@ -25,14 +27,22 @@ SLAB = 64
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt may help: for a failing disk or service, never for bad input or a fault of ours.
+
+    What zarr reads and writes comes with the errors of obstore, and Prefect's own calls with those of httpx.
+    """
+    if isinstance(error, OSError):
+        return not isinstance(error, _LASTING)
+    return isinstance(error, failures.GenericError | failures.JoinError | httpx.HTTPError)
+
+
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether another attempt may help: for a failing disk or service, never for bad input or a fault of ours."""
+    """Whether a task's failure may pass."""
     try:
         state.result()
-    except OSError as error:
-        return not isinstance(error, _LASTING)
-    except BaseException:
-        return False
+    except BaseException as error:
+        return may_pass(error)
     return False
 
 

@@ -43,6 +43,10 @@ _MOST_WORKERS = 8
 """Threads that draw examples: half of the processors, and no more than this."""
 _BOX_JITTER = 0.08
 """Standard deviation by which a side of a box is off, of the length of the box."""
+_SKEWED_SHARE = 0.5
+"""Share of the examples that are turned by any angle and stretched."""
+_STRETCH = 0.08
+"""Standard deviation of the logarithm of a stretch."""
 
 
 class SamTrainingConfig(Frozen):
@@ -62,6 +66,8 @@ class SamTrainingConfig(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.45
     """Share of the training, at its start, without prompts, with twice the images a step."""
+    freeze_encoder: bool = False
+    """Leave the image encoder and the head as they are, and train only what answers prompts."""
     scale: tuple[float, float] = (0.8, 1.5)
     """Range of the random magnification."""
     steps_per_epoch: Positive = 100
@@ -147,7 +153,10 @@ def train_sam(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, head, architecture, retina = _start(config, initial)
     both = torch.nn.ModuleDict({"network": network, "head": head})
-    both.to(device).train().requires_grad_(True)
+    both.to(device).train().requires_grad_(not config.freeze_encoder)
+    if config.freeze_encoder:
+        for module in (network.prompt_encoder, network.mask_decoder):
+            module.requires_grad_(True)
     optimisers = _optimisers(network, head, config)
     average = {name: tensor.detach().clone() for name, tensor in both.state_dict().items()}
     history: list[dict[str, Any]] = []
@@ -164,7 +173,7 @@ def train_sam(
             for group in optimiser.param_groups:
                 group["lr"] = _rate(config, step, progress)
             optimiser.zero_grad(set_to_none=True)
-        prompted = progress >= config.dense_share
+        prompted = config.freeze_encoder or progress >= config.dense_share
         images = config.images_per_step * (1 if prompted else _DENSE_TO_PROMPTED)
         batch = [next(examples) for _ in range(images)]
         with torch.autocast(device.type, torch.bfloat16):
@@ -216,10 +225,10 @@ def _optimisers(
         tensor
         for module in (network.image_encoder.blocks, network.mask_decoder.transformer)
         for name, tensor in module.named_parameters()
-        if tensor.ndim == 2 and "rel_pos" not in name
+        if tensor.ndim == 2 and "rel_pos" not in name and tensor.requires_grad
     ]
     taken = {id(tensor) for tensor in matrices}
-    others = [t for t in [*network.parameters(), *head.parameters()] if id(t) not in taken]
+    others = [t for t in [*network.parameters(), *head.parameters()] if id(t) not in taken and t.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     return (
         torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -327,12 +336,17 @@ def draw_example(
 
 
 def _placement(rng: np.random.Generator, shape: tuple[int, ...], size: int, scale: float) -> np.ndarray:
-    # Flip, quarter turn and magnify; the section's corner lies at the picture's corner as in inference, where the
-    # rest of a small section is padding, or the section overflows and a random part is seen.
+    # Flip, quarter turn and magnify, half of the time turn by any angle and stretch too; the section's corner lies at
+    # the picture's corner as in inference, where the rest of a small section is padding, or the section overflows and a
+    # random part is seen.
     rows, columns = shape
     flip = np.diag([rng.choice([-1.0, 1.0]), rng.choice([-1.0, 1.0])])
     quarter = np.array([[0.0, 1.0], [1.0, 0.0]]) if rng.random() < 0.5 else np.eye(2)
     linear = quarter @ flip * scale
+    if rng.random() < _SKEWED_SHARE:
+        angle, stretch = rng.uniform(-np.pi / 4, np.pi / 4), np.exp(rng.normal(0, _STRETCH))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear = np.diag([stretch, 1 / stretch]) @ turn @ linear
     corners = np.array([[0, 0], [columns, 0], [0, rows], [columns, rows]]) @ linear.T
     low, high = corners.min(axis=0), corners.max(axis=0)
     slack = np.maximum(high - low - size, 0)
@@ -411,41 +425,37 @@ def _encoder_loss(network: Any, head: Any, batch: list[Example]) -> torch.Tensor
 
 
 def _loss(network: Any, head: Any, batch: list[Example]) -> tuple[torch.Tensor, float]:
-    device = network.device
+    device, decoder = network.device, network.mask_decoder
     embeddings, pixels = _embed(network, batch)
-    losses, ious = [], []
-    for embedding, example in zip(embeddings.detach(), batch, strict=True):
-        sparse, dense = _prompts(network, example, device)
-        logits, quality = network.mask_decoder.predict_masks(
-            image_embeddings=embedding[None],
-            image_pe=network.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-        )
-        logits, quality = logits.float(), quality.float()
-        target = torch.from_numpy(example.masks).to(device).float()[:, None].expand(-1, logits.shape[1], -1, -1)
-        loss, iou = _mask_loss(logits, quality, target)
-        losses.append(loss)
-        ious.append(iou)
+    sparse, dense = _prompts(network, batch)
+    positions = network.prompt_encoder.get_dense_pe()
+
+    def answer(embedding: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return decoder.predict_masks(embedding[None], positions, sparse, dense)
+
+    answered = torch.func.vmap(answer)(embeddings.detach(), sparse, dense)
+    logits, quality = (one.float().flatten(0, 1) for one in answered)
+    target = torch.from_numpy(np.concatenate([example.masks for example in batch])).to(device).float()
+    prompted, iou = _mask_loss(logits, quality, target[:, None].expand(-1, logits.shape[1], -1, -1))
     logits, depth = head(embeddings, pixels)
-    loss = torch.stack(losses).mean() + head_loss(logits, depth, _interiors(batch, device))
-    return loss, float(np.mean(ious))
+    return prompted + head_loss(logits, depth, _interiors(batch, device)), iou
 
 
-def _prompts(network: Any, example: Example, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sparse and dense embeddings of the points and then the boxes of an example; both have two sparse ones."""
-    sparse, dense = [], []
-    if len(example.points):
-        points = torch.from_numpy(example.points)[:, None].to(device)
-        foreground = torch.ones(points.shape[:2], dtype=torch.int, device=device)
-        embedded = network.prompt_encoder(points=(points, foreground), boxes=None, masks=None)
-        sparse.append(embedded[0])
-        dense.append(embedded[1])
-    if len(example.boxes):
-        embedded = network.prompt_encoder(points=None, boxes=torch.from_numpy(example.boxes).to(device), masks=None)
-        sparse.append(embedded[0])
-        dense.append(embedded[1])
-    return torch.cat(sparse), torch.cat(dense)
+def _prompts(network: Any, batch: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse and dense embeddings of the points and then the boxes of every example; either is two tokens."""
+    device = network.device
+    points = torch.from_numpy(np.concatenate([example.points for example in batch])).to(device)
+    boxes = torch.from_numpy(np.concatenate([example.boxes for example in batch])).to(device)
+    labels = torch.ones(len(points), 1, dtype=torch.int, device=device)
+    pointed, boxed = (
+        network.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None),
+        network.prompt_encoder(points=None, boxes=boxes, masks=None),
+    )
+    counts = [len(example.points) for example in batch], [len(example.boxes) for example in batch]
+    image = np.concatenate([np.repeat(np.arange(len(batch)), of_kind) for of_kind in counts])
+    order = torch.from_numpy(np.argsort(image, kind="stable")).to(device)
+    sparse, dense = (torch.cat(parts)[order] for parts in zip(pointed, boxed, strict=True))
+    return sparse.unflatten(0, (len(batch), -1)), dense.unflatten(0, (len(batch), -1))
 
 
 def _mask_loss(logits: torch.Tensor, quality: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, float]:

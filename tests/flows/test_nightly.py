@@ -94,6 +94,77 @@ def test_fault_is_tried_once_more_then_quarantined(
     assert result.state == "published" and states(store) == {"unlucky": "published"}
 
 
+def failing(times: int, genuine: Any) -> Any:
+    """A function whose service does not answer so many times."""
+    left = [times]
+
+    def call(*args: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise ConnectionError("the service does not answer")
+        return genuine(*args, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("place", ["waiting", "claim", "fetch_submission", "state_of"])
+def test_a_service_that_fails_for_a_while_holds_the_night_up(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from flows import nightly
+
+    submit(str(tiny / "stack.tif"), "patient", store)
+    monkeypatch.setattr(nightly, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(nightly, place, failing(2, getattr(nightly, place)))
+    (result,) = night(local, config)
+    assert result.state == "published" and states(store) == {"patient": "published"}
+    assert store.list("quarantine") == [] and store.list("work/claims") == []
+
+
+def test_what_a_failing_service_left_waits_for_the_next_night(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flows import nightly
+
+    submit(str(tiny / "stack.tif"), "good", store)
+    submit(blank_stack(tmp_path), "blank", store, voxel_size=VoxelSize(z=50, y=50, x=50))
+    monkeypatch.setattr(nightly, "PAUSES", (0.0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "process_acquisition", failing(100, None))
+        with pytest.raises(nightly.Unfinished, match="blank .the service does not answer.") as caught:
+            night(local, config)
+    assert {result.name: result.state for result in caught.value.results} == {"blank": "waiting", "good": "waiting"}
+    assert states(store) == {"blank": "waiting", "good": "waiting"}
+    assert {result.name: result.state for result in night(local, config)} == {
+        "blank": "quarantined",
+        "good": "published",
+    }
+
+
+def test_a_cell_is_not_quarantined_for_what_its_service_did(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from obstore.exceptions import GenericError
+
+    from cmseg_core.storage.stages import StageOutput
+    from flows import nightly
+
+    submit(str(tiny / "stack.tif"), "cells", store)
+    genuine, failures = StageOutput.create_array, []
+
+    def create_array(self: StageOutput, name: str, *args: Any, **options: Any) -> Any:
+        if self.stage == "organelles" and len(failures) < 6:  # more often than a task tries it
+            failures.append(name)
+            raise GenericError("the service does not answer")
+        return genuine(self, name, *args, **options)
+
+    monkeypatch.setattr(nightly, "PAUSES", (0.0,))
+    monkeypatch.setattr(StageOutput, "create_array", create_array)
+    (result,) = night(local, config)
+    assert len(failures) == 6
+    assert result.state == "published" and result.quarantined_cells == {} and result.cells == 3
+
+
 def test_submission_that_leads_astray_is_quarantined_unread(
     local: Workspace, store: Store, tiny: Path, config: PipelineConfig
 ) -> None:
