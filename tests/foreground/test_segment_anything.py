@@ -179,6 +179,20 @@ def test_the_encoder_gives_the_embedding_of_the_official_one(packaged, monkeypat
     assert torch.allclose(ours, official, atol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 2**9, 2**23])
+def test_windows_that_do_not_fit_are_padded_like_those_of_the_official_encoder(monkeypatch, at_once):
+    monkeypatch.setattr(encoder, "_SCORES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    network = build_small(SamArchitecture(image_size=96, patch_size=8, width=32, depth=3, heads=2, window=5)).eval()
+    for tensor in network.parameters():  # biases and embeddings of positions begin as zeros
+        torch.nn.init.normal_(tensor, std=0.2)
+    images = torch.randn((2, 3, 96, 96))
+    with torch.inference_mode():
+        official = network.image_encoder(images)
+        ours = encoder.embed_images(network.image_encoder, images)
+    assert torch.allclose(ours, official, atol=1e-4)
+
+
 @pytest.mark.parametrize("boxes", [False, True])
 def test_the_decoder_gives_the_masks_of_the_official_one(packaged, boxes):
     network, edge = packaged.network, packaged.image_size
@@ -369,6 +383,22 @@ def test_a_model_is_trained_further(tmp_path):
     assert on.history[-1]["iou"] == pytest.approx(trained.history[-1]["iou"], abs=0.05)
     assert any(not torch.equal(before[name], tensor) for name, tensor in on.network.state_dict().items())
     assert all(torch.equal(before[name], tensor) for name, tensor in initial.network.state_dict().items())
+
+
+def test_a_frozen_encoder_stays_as_it_is_while_its_prompts_are_learnt():
+    fields = [LabelledField(*discs((32, 64, 64), [(16, 20, 18, 13), (16, 44, 42, 15)]))]
+    first = train_sam(fields, SamTrainingConfig(architecture=TINY, steps=2))
+    initial = SamModel(first.network, "small", "neighbours", TINY, True, head=first.head)
+    on = train_sam(fields, SamTrainingConfig(freeze_encoder=True, steps=3, dense_share=0.5), initial=initial)
+    same = {
+        name: all(torch.equal(a, b) for a, b in zip(was.parameters(), now.parameters(), strict=True))
+        for name, was, now in (
+            ("encoder", initial.network.image_encoder, on.network.image_encoder),
+            ("head", initial.head, on.head),
+            ("decoder", initial.network.mask_decoder, on.network.mask_decoder),
+        )
+    }
+    assert same == {"encoder": True, "head": True, "decoder": False}
 
 
 def test_prompts_point_at_their_masks():
