@@ -4,7 +4,7 @@
     python -m benchmarks.accelerator fields FOLDER --kind organelles|cells|six --first 14000 --count 2000
     python -m benchmarks.accelerator case FOLDER NUMBER PRESET OUT.pickle [--config JSON]
     python -m benchmarks.accelerator unet FOLDER VALIDATION OUT.keras --minutes 8 [--config JSON]
-    python -m benchmarks.accelerator sam FOLDER VALIDATION OUT.pt --minutes 8 [--config JSON]
+    python -m benchmarks.accelerator sam FOLDER VALIDATION OUT.pt --minutes 8 [--config JSON] [--initial FILE.pt]
     python -m benchmarks.accelerator tables FOLDER
 
 ``steps`` times the training step of the organelle network in bfloat16 and in float32. ``fields`` draws simulated fields
@@ -39,6 +39,7 @@ WORKING_NM = 36.0
 CROWD_VOXELS = ((30, 20, 20), (25, 25, 25), (40, 24, 24), (60, 24, 24))
 DIVIDING = (0.1, 0.15, 0.25, 0.25, 0.25)
 """Shares of the stages where most cells divide."""
+PACKAGED_SAM = Path(__file__).parents[1] / "cmseg_core/foreground/models/sam-starter.pt"
 CUBE = 96
 """Section size of the packaged U-Net."""
 
@@ -181,14 +182,15 @@ def unet(folder: Path, validation: Path, out: Path, minutes: float, settings: di
     save_model(replace(done.model, metadata=metadata), out, half=True)
 
 
-def sam(folder: Path, validation: Path, out: Path, minutes: float, settings: dict[str, Any]) -> None:
+def sam(
+    folder: Path, validation: Path, out: Path, minutes: float, settings: dict[str, Any], initial: Path = PACKAGED_SAM
+) -> None:
     from cmseg_core.foreground.sam import load_sam, save_sam
     from cmseg_core.foreground.training import SamTrainingConfig, train_sam
 
-    packaged = load_sam(Path(__file__).parents[1] / "cmseg_core/foreground/models/sam-starter.pt")
     config = SamTrainingConfig.model_validate({"steps": 1_000_000, "max_minutes": minutes, **settings})
     seen = read(folder)
-    done = train_sam(seen, config, validation=read(validation), initial=packaged, on_epoch=tell)
+    done = train_sam(seen, config, validation=read(validation), initial=load_sam(initial), on_epoch=tell)
     facts = {"training": config.model_dump(mode="json"), "fields": len(seen), "mask_iou": done.history[-1]["iou"]}
     save_sam(done.network, done.architecture, out, facts, done.head)
 
@@ -274,6 +276,8 @@ def main() -> None:
             one.add_argument(place, type=Path)
         one.add_argument("--minutes", type=float, required=True)
         one.add_argument("--config", dest="settings", type=json.loads, default={})
+        if name == "sam":
+            one.add_argument("--initial", type=Path, default=PACKAGED_SAM)
     commands.add_parser("tables").add_argument("folder", type=Path)
     given = vars(parser.parse_args())
     {"steps": steps, "fields": fields, "case": case, "unet": unet, "sam": sam, "tables": tables}[given.pop("command")](

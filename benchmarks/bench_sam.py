@@ -113,8 +113,8 @@ def compare_masks(seeds: list[int], sections: int, points: int, model: Path | No
         model = packaged_model("sam")
     sam, config = load_sam(model), ForegroundConfig()
     exact = MaskGenerator(sam, config, torch.float32)
-    print("| field | grid, float32 | grid | propagated | head | official, truth | grid, truth | head, truth | "
-          "s a section, official, grid, propagated, head |\n|" + " --- |" * 9)  # fmt: skip
+    print("| field | grid, float32 | grid | propagated | head | official, truth | grid, truth | propagated, truth | "
+          "head, truth | s a section, official, grid, propagated, head |\n|" + " --- |" * 10)  # fmt: skip
     every = []
     for seed in seeds:
         for hard in (False, True):
@@ -146,7 +146,7 @@ def compare_masks(seeds: list[int], sections: int, points: int, model: Path | No
             spent["head"] = (time.perf_counter() - began) / sections
             ways["head"] = [probability >= 128 for probability, _ in read]
             row = [_iou(ways["official"], ways[name]) for name in ("exact", "grid", "propagated", "head")]
-            row += [_iou(ways[name], truth) for name in ("official", "grid", "head")]
+            row += [_iou(ways[name], truth) for name in ("official", "grid", "propagated", "head")]
             every.append(row)
             seconds = ", ".join(f"{spent[name]:.2f}" for name in ("official", "grid", "propagated", "head"))
             figures = " | ".join(f"{value:.3f}" for value in row)

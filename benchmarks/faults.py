@@ -18,34 +18,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cmseg_core.phantom import draw_field, write_acquisition
-from cmseg_core.schema import C_MEROLAE, VoxelSize
-from tests.faults.nights import Nights, nights, published
-from tests.faults.proxy import Call, Harm, at, unharmed
+from tests.faults.nights import Nights, changes, nights, published, tiny_acquisition, tiny_unet
+from tests.faults.proxy import Harm, at, unharmed
 
 KILLS = (Harm.KILLED_BEFORE, Harm.KILLED_AFTER)
-
-
-def tiny_acquisition(folder: Path) -> Path:
-    """Two cells of coarse voxels."""
-    if not folder.exists():
-        write_acquisition(draw_field(3, cells=2, voxel_size=VoxelSize(z=80, y=70, x=70)), folder)
-    return folder
-
-
-def tiny_unet(path: Path) -> Path:
-    """A network that was never trained."""
-    from cmseg_core.organelles.model import OrganelleModel, save_model
-    from cmseg_core.organelles.network import build_unet
-
-    if not path.exists():
-        save_model(OrganelleModel(build_unet(len(C_MEROLAE), 32, width=4, depth=2), C_MEROLAE, 32), path)
-    return path
-
-
-def changes(call: Call) -> bool:
-    """Whether a call changes what a service keeps."""
-    return call.method in ("PUT", "DELETE", "PATCH") or (call.method == "POST" and not call.target.endswith("/filter"))
 
 
 def sweep(here: Nights, harms: list[Harm], chosen: range | None, every: int, log: Path) -> None:

@@ -4,8 +4,8 @@
 #     benchmarks/train_starters.sh FOLDER
 #
 # FOLDER receives the fields and the models. The trainings end by the clock, as the packaged ones did: the U-Net in eight
-# parts of 41, 75, 9, 8, 60, 17, 42 and 36 minutes, of which the last four took two cores and the others one, SAM in two
-# parts of 60 and 75 minutes on one core. No seed here is used by `cmseg demo` or by the tests.
+# parts of 41, 75, 9, 8, 60, 17, 42 and 36 minutes, of which the last four took two cores and the others one, SAM in five
+# parts of 60, 75, 90, 7 and 55 minutes on one core, the fourth on a GPU. No seed here is used by `cmseg demo` or by the tests.
 set -euo pipefail
 folder=$1
 voxels=("30 20 20" "20 20 20" "25 16 16" "40 24 24")
@@ -84,7 +84,19 @@ python -m benchmarks.crowded "$folder/more" --sets dividing
 cp -r "$folder/more/dividing/." "$folder/crowd/"
 echo '{steps: 100000, seed: 5, dense_share: 0.75, scale: [0.65, 1.6]}' >"$folder/sam.yaml"
 cmseg train "$folder/crowd" --validation "$folder/crowdcheck" --model sam --initial "$folder/sam-2.pt" \
-  --config "$folder/sam.yaml" --max-minutes 90 --out "$folder/sam-starter.pt"
+  --config "$folder/sam.yaml" --max-minutes 90 --out "$folder/sam-3.pt"
+# More looks, voxels, sizes of cells and stages, turned by any angle; on a GPU (an H100, 3,083 steps).
+drawn() { python -m benchmarks.accelerator fields "$folder/$1" --kind cells --first "$2" --count "$3"; }
+learn() { # learn FIELDS INITIAL NAME MINUTES SETTINGS
+  python -m benchmarks.accelerator sam "$folder/$1" "$folder/drawncheck" "$folder/$3.pt" --initial "$folder/$2.pt" \
+    --minutes "$4" --config "{\"scale\": [0.65, 1.6], \"steps_per_epoch\": 250, $5}"
+}
+drawn drawncheck 31000 8
+drawn drawn 30000 480
+learn drawn sam-3 sam-4 6.8 '"images_per_step": 8, "seed": 6, "dense_share": 0.5'
+# What answers prompts alone, the rest as it is; on one core.
+drawn fewer 30000 160
+learn fewer sam-4 sam-starter 55 '"images_per_step": 4, "seed": 8, "freeze_encoder": true, "learning_rate": 1.2e-3'
 # True labels alone, for the classifier of the stage.
 for i in $(seq 0 29); do
   out=$folder/stage/field-$((20000 + i))

@@ -222,7 +222,7 @@ def nightly(*names: str, config: Settings = None, json: Json = False) -> int:
 
 
 @app.command
-def status(name: str | None = None, /, *, storage: bool = False, json: Json = False) -> int:
+def status(name: str | None = None, /, *, storage: bool = False, verify: bool = False, json: Json = False) -> int:
     """Tell what ran, what waits, and what was quarantined and why; with `cmseg up`, the state of the services too.
 
     Parameters
@@ -231,10 +231,12 @@ def status(name: str | None = None, /, *, storage: bool = False, json: Json = Fa
         One acquisition; by default all of them.
     storage
         Tell what takes the room in the store, too.
+    verify
+        Read all raw data and all results, and name what differs from its checksum.
     """
     from flows.landing import show_status
 
-    return show_status(Console(json), name, storage=storage)
+    return show_status(Console(json), name, storage=storage, verify=verify)
 
 
 @app.command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmseg_core.evaluation.tables import format_table
 from cmseg_core.schema import Acquisition, PipelineConfig, VoxelSize, Workspace
-from flows.console import DONE, Console
+from flows.console import DONE, QUARANTINED, Console
 from flows.environment import prepare
 from flows.local import with_truth
 from flows.outcome import described, status_of
@@ -90,13 +90,14 @@ def night(
         return nightly(config, workspace, names or None)
 
 
-def show_status(console: Console, name: str | None, *, storage: bool) -> int:
-    """Print the services of the workspace, the state of one acquisition or of all, and what takes the room."""
+def show_status(console: Console, name: str | None, *, storage: bool, verify: bool) -> int:
+    """Print the services of the workspace, the state of one acquisition or of all, what takes the room, and what
+    differs from its checksum; in the last case the exit status is 3."""
     workspace = Workspace()
     prepare(workspace)
     from flows.places import store_address
     from flows.services import service_states
-    from flows.status import acquisition_states, storage_use
+    from flows.status import acquisition_states, damage, storage_use
 
     store = store_address(workspace).open()
     states = acquisition_states(store, name)
@@ -113,5 +114,12 @@ def show_status(console: Console, name: str | None, *, storage: bool) -> int:
             (u["folder"], u["objects"], f"{u['bytes'] / 1e6:.1f} MB", "expires" if u["expires"] else "") for u in used
         ]
         tables.append(format_table(("folder", "objects", "size", ""), taken) if taken else "the store is empty")
+    damaged: list[str] = []
+    if verify:
+        for state in states:
+            console.say(f"reading {state['name']}")
+            damaged += damage(store, state["name"])
+        document["damaged"] = damaged
+        tables.append("\n".join(damaged) or "everything is as its checksums say")
     console.result(document, "\n\n".join(tables))
-    return DONE
+    return QUARANTINED if damaged else DONE

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import TypedDict
 
 from cmseg_core.errors import InputError
+from cmseg_core.schema import Manifest
+from cmseg_core.storage.manifest import NAME, compare
 from cmseg_core.storage.store import DELETABLE, Store
-from tasks.landing import QUARANTINE, read_submission, state_of, submitted
+from tasks.landing import ACQUISITIONS, INCOMING, QUARANTINE, fetch_submission, read_submission, state_of, submitted
+from tasks.source import open_stack
 
 
 class AcquisitionState(TypedDict):
@@ -44,6 +49,36 @@ def storage_use(store: Store) -> list[StorageUse]:
         {"folder": folder, "objects": objects[folder], "bytes": size, "expires": folder.startswith(f"{DELETABLE}/")}
         for folder, size in total.most_common()
     ]
+
+
+def damage(store: Store, name: str) -> list[str]:
+    """Read everything that stands of an acquisition, and compare it with its checksums; a line for each problem.
+
+    Parameters
+    ----------
+    store : Store
+    name : str
+        As it was submitted.
+    """
+    problems: list[str] = []
+    if store.exists(f"{INCOMING}/{name}/acquisition.json"):
+        submission = read_submission(store, name)
+        with tempfile.TemporaryDirectory(prefix="cmseg-") as folder:
+            source = fetch_submission(store, name, Path(folder)) / submission.source
+            try:
+                intact = open_stack(str(source), submission.voxel_size).sha256() == submission.sha256
+            except InputError:
+                intact = False
+        if not intact:
+            problems.append(f"{INCOMING}/{name}/{submission.source}: differs from what was submitted")
+    place = f"{ACQUISITIONS}/{name}"
+    if store.exists(f"{place}/{NAME}"):
+        manifest = Manifest.model_validate_json(store.get(f"{place}/{NAME}"))
+        sizes = {key.removeprefix(f"{place}/"): size for key, size in store.sizes(place).items()}
+        problems += [
+            f"{place}/{line}" for line in compare(manifest, sizes, lambda path: store.sha256(f"{place}/{path}"))
+        ]
+    return problems
 
 
 def acquisition_states(store: Store, name: str | None = None) -> list[AcquisitionState]:

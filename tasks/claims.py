@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,25 +35,43 @@ LEASE_SECONDS = 150.0
 
 
 class Owner(Frozen):
-    """The process that holds a claim; when it began tells it from a later one with its number."""
+    """The process that holds a claim.
+
+    Attributes
+    ----------
+    host : str
+    pid : int
+    began : float
+        When the process began: tells it from a later one with its number.
+    token : str
+        Of this claim alone.
+    """
 
     host: str
     pid: int
     began: float
+    token: str
 
     @staticmethod
     def this() -> Owner:
-        """This process."""
-        return Owner(host=socket.gethostname(), pid=os.getpid(), began=psutil.Process().create_time())
+        """This process, about to claim something."""
+        began = psutil.Process().create_time()
+        return Owner(host=socket.gethostname(), pid=os.getpid(), began=began, token=uuid.uuid4().hex)
 
     def is_gone(self) -> bool:
-        """Whether it is seen to have ended; never of another machine's."""
+        """Whether it is seen to have ended, or to have let go; never of another machine's."""
         if self.host != socket.gethostname():
             return False
         try:
-            return psutil.Process(self.pid).create_time() != self.began
+            if psutil.Process(self.pid).create_time() != self.began:
+                return True
         except psutil.NoSuchProcess:
             return True
+        return self.pid == os.getpid() and self.token not in _HELD
+
+
+_HELD: set[str] = set()
+"""Tokens of the claims that this process has not let go of; in the store a claim may outlast that."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +85,13 @@ class Claim:
         Of the acquisition.
     attempt : int
         1, or more where workers died over the acquisition before.
+    token : str
     """
 
     store: Store
     name: str
     attempt: int
+    token: str
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -83,6 +104,7 @@ class Claim:
         finally:
             ended.set()
             thread.join()
+            _HELD.discard(self.token)
             self._let_go()
 
     def _let_go(self) -> None:
@@ -90,7 +112,7 @@ class Claim:
             for attempt in _attempts(self.store, self.name):
                 if attempt <= self.attempt:
                     self.store.delete(_folder(self.name, attempt))
-        except OSError as error:  # what was done counts all the same; the claim ends with this process
+        except OSError as error:  # what was done counts all the same
             log.warning("%s: %s", self.name, error)
 
     def _beat(self, ended: threading.Event) -> None:
@@ -117,8 +139,16 @@ def claim(store: Store, name: str, *, patience: float = 0.0) -> Claim | None:
     latest = max(attempts, default=0)
     if latest and not _is_over(store, name, latest, patience):
         return None
-    mine = Claim(store, name, latest + 1)
-    won = store.put_if_absent(f"{_folder(name, mine.attempt)}/owner.json", canonical_json(Owner.this()))
+    owner = Owner.this()
+    mine = Claim(store, name, latest + 1, owner.token)
+    key, data = f"{_folder(name, mine.attempt)}/owner.json", canonical_json(owner)
+    _HELD.add(owner.token)
+    won = False
+    try:
+        won = _put_claim(store, key, data)
+    finally:
+        if not won:
+            _HELD.discard(owner.token)
     return mine if won else None
 
 
@@ -126,6 +156,26 @@ def is_claimed(store: Store, name: str) -> bool:
     """Whether a worker has an acquisition, as far as can be seen at once."""
     latest = max(_attempts(store, name), default=0)
     return latest > 0 and not _is_over(store, name, latest, 0.0)
+
+
+def _put_claim(store: Store, key: str, owner: bytes) -> bool:
+    """Whether the claim that stands in the end is this one. Where the answer of the service is lost, even the winner is
+    told no, or nothing."""
+    try:
+        if store.put_if_absent(key, owner):
+            return True
+    except OSError:
+        if not _stands(store, key, owner):
+            raise
+        return True
+    return _stands(store, key, owner)
+
+
+def _stands(store: Store, key: str, owner: bytes) -> bool:
+    try:
+        return store.get(key) == owner
+    except KeyError:
+        return False
 
 
 def _folder(name: str, attempt: int) -> str:

@@ -53,14 +53,14 @@ class PromptDecoder:
 
     def __init__(self, sam: SamModel, dtype: torch.dtype) -> None:
         decoder, self.encoder = sam.network.mask_decoder, sam.network.prompt_encoder
-        # A model trained on cells gives the whole cell as its one mask; the official ones whole, part, part of a part.
-        first, last = (0, 1) if sam.whole_cells else (1, decoder.num_mask_tokens)
-        self.asked = slice(first, last)
+        # As in the official generator: three masks a prompt, and not the one for many prompts together. The official
+        # models give the whole, a part and a part of a part; one trained on cells three attempts at the whole cell.
+        self.asked = slice(1, decoder.num_mask_tokens)
         self.dtype, self.device = dtype, sam.device
         self.transformer, self.heads = decoder.transformer, decoder.transformer.num_heads
         self.output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         self.upscaling = decoder.output_upscaling
-        self.hypernetworks = decoder.output_hypernetworks_mlps[first:last]
+        self.hypernetworks = decoder.output_hypernetworks_mlps[self.asked]
         self.quality_head = decoder.iou_prediction_head
         self.grid: tuple[int, int] = self.encoder.image_embedding_size
         self.positions = self._flat(self.encoder.get_dense_pe())

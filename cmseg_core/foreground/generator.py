@@ -3,8 +3,9 @@
 The procedure is that of segment_anything's ``SamAutomaticMaskGenerator`` (Kirillov et al. 2023, appendix B): ask the
 model at points, keep masks that it predicts to be good and that are stable, drop near-duplicates by their boxes. It
 differs in where the work is done. Every point is asked in one tile only, the one that shows most round it; quality is
-judged before a mask is drawn, stability and duplicates at the decoder's resolution, and only what survives is brought
-to the section's; the arithmetic is bfloat16 where the processor has it. ``benchmarks/bench_sam.py`` compares the two.
+judged before a mask is drawn, stability and near-copies at the decoder's resolution, and only what survives is brought
+to the section's, where duplicates are judged; the arithmetic is bfloat16 where the processor has it.
+``benchmarks/bench_sam.py`` compares the two.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from cmseg_core.schema import ForegroundConfig
 _TOKENS_AT_ONCE = 40_000
 """Image tokens, all prompts of a batch together; it bounds the memory."""
 _STABILITY_OFFSET = 1.0
+_COPIES = 0.85
+"""IoU of boxes at the decoder's resolution beyond which the lesser mask is not worth bringing to the section's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,16 +149,17 @@ class MaskGenerator:
             stable = stability(low) >= self.config.stability_score_thresh
             drawn.append(low[stable])
             good.append(quality[prompt, mask][stable])
-        masks = self._distinct_in(tile, torch.cat(drawn), torch.cat(good))
+        masks = self._uncopied(tile, torch.cat(drawn), torch.cat(good))
         return masks.take(np.flatnonzero(~section.cut(masks, tile))).moved(
             tile.place.top, tile.place.left, section.shape
         )
 
-    def _distinct_in(self, tile: Tile, low: torch.Tensor, quality: torch.Tensor) -> Masks:
-        """Masks of a tile at the section's resolution, from those at the decoder's, which cover the padded square."""
+    def _uncopied(self, tile: Tile, low: torch.Tensor, quality: torch.Tensor) -> Masks:
+        """Masks of a tile at the section's resolution, from those at the decoder's, which cover the padded square; the
+        lesser ones of near-copies are left out."""
         rows, columns = (max(1, round(low.shape[1] * n / self.edge)) for n in (tile.place.rows, tile.place.columns))
         boxes = boxes_of((low[:, :rows, :columns] > 0).cpu().numpy())
-        kept = distinct_boxes(boxes, quality.cpu().numpy(), self.config.box_nms_thresh)
+        kept = distinct_boxes(boxes, quality.cpu().numpy(), max(_COPIES, self.config.box_nms_thresh))
         low, quality = low[kept], quality[kept]
         if low.shape[1] != self.edge:
             low = F.interpolate(low[:, None], (self.edge, self.edge), mode="bilinear")[:, 0]

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,15 +94,30 @@ def read(folder: str | Path) -> Manifest:
 def verify(folder: str | Path) -> list[str]:
     """Compare a result with its manifest; returns one line for each problem, none where all is well."""
     folder = Path(folder)
-    expected = {output.path: output for output in read(folder).outputs}
-    found = {name: path for name, path in tree_files(folder).items() if name != NAME}
-    problems = [f"{name}: missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name}: not in the manifest" for name in found.keys() - expected.keys()]
-    for name in expected.keys() & found.keys():
-        size = found[name].stat().st_size
-        if size != expected[name].bytes:
-            problems.append(f"{name}: {size} bytes in place of {expected[name].bytes}")
-        elif file_sha256(found[name]) != expected[name].sha256:
+    found = tree_files(folder)
+    sizes = {name: path.stat().st_size for name, path in found.items()}
+    return compare(read(folder), sizes, lambda name: file_sha256(found[name]))
+
+
+def compare(manifest: Manifest, sizes: Mapping[str, int], sha256: Callable[[str], str]) -> list[str]:
+    """Compare what stands somewhere with a manifest; returns one line for each problem, none where all is well.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    sizes : mapping of str to int
+        Path to bytes of everything that is there.
+    sha256 : callable
+        Gives the SHA-256 of the content of a path.
+    """
+    expected = {output.path: output for output in manifest.outputs}
+    found = sizes.keys() - {NAME}
+    problems = [f"{name}: missing" for name in expected.keys() - found]
+    problems += [f"{name}: not in the manifest" for name in found - expected.keys()]
+    for name in expected.keys() & found:
+        if sizes[name] != expected[name].bytes:
+            problems.append(f"{name}: {sizes[name]} bytes in place of {expected[name].bytes}")
+        elif sha256(name) != expected[name].sha256:
             problems.append(f"{name}: content differs from the manifest")
     return sorted(problems)
 

@@ -6,6 +6,7 @@ atomically: a reader sees the whole object or none.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -110,6 +111,14 @@ class Store:
         """Content of `key`; KeyError where there is none."""
         with self._translated(key):
             return bytes(obstore.get(self._objects, checked_key(key)).bytes())
+
+    def sha256(self, key: str) -> str:
+        """SHA-256 of the content of `key`, in hexadecimal, read a piece at a time; KeyError where there is none."""
+        digest = hashlib.sha256()
+        with self._translated(key):
+            for chunk in obstore.get(self._objects, checked_key(key)).stream():
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def exists(self, key: str) -> bool:
         """Whether an object stands under exactly this key (a prefix of other keys does not count)."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import unquote, urlsplit
 
+from cmseg_core.phantom import draw_field, write_acquisition
+from cmseg_core.schema import C_MEROLAE, VoxelSize
 from cmseg_core.storage.buckets import ensure_bucket
 from cmseg_core.storage.store import Store
 from deployments import mlflow_server
@@ -120,6 +122,28 @@ def published(store: Store) -> dict[str, str]:
     return {key: hashlib.sha256(store.get(key)).hexdigest() for key in store.list("acquisitions")}
 
 
+def tiny_acquisition(folder: Path) -> Path:
+    """Two cells of coarse voxels, with their truth."""
+    if not folder.exists():
+        write_acquisition(draw_field(3, cells=2, voxel_size=VoxelSize(z=80, y=70, x=70)), folder)
+    return folder
+
+
+def tiny_unet(path: Path) -> Path:
+    """A network that was never trained: what it says is of no worth, but always the same."""
+    from cmseg_core.organelles.model import OrganelleModel, save_model
+    from cmseg_core.organelles.network import build_unet
+
+    if not path.exists():
+        save_model(OrganelleModel(build_unet(len(C_MEROLAE), 32, width=4, depth=2), C_MEROLAE, 32), path)
+    return path
+
+
+def changes(call: Call) -> bool:
+    """Whether a call changes what a service keeps."""
+    return call.method in ("PUT", "DELETE", "PATCH") or (call.method == "POST" and not call.target.endswith("/filter"))
+
+
 def _key(call: Call) -> str:
     """Of the object that a call is about, in the store of its night."""
     return unquote(urlsplit(call.target).path).split("/", 3)[-1]
@@ -215,4 +239,4 @@ def _register(unet: Path, tracking_uri: str) -> None:
 
 def _end(launcher: subprocess.Popen[str]) -> None:
     launcher.kill()
-    launcher.wait()
+    launcher.communicate()

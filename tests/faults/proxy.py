@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import re
 import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -46,6 +50,7 @@ _STATUS = {Harm.REFUSED: 400, Harm.BUSY: 503, Harm.BROKEN: 500}
 _LATER = {Harm.LOST, Harm.TRUNCATED, Harm.SLOW, Harm.KILLED_AFTER}
 """Harm to calls that the service hears of."""
 _SECONDS = 2.0
+_LISTED = re.compile(rb"(<LastModified>)([0-9T:-]{19})([^<]*</LastModified>)")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,25 @@ def at(number: int, harm: Harm) -> Plan:
     return lambda call: harm if call.number == number else None
 
 
+def first(pattern: str, harm: Harm) -> Plan:
+    """Harm the first call whose ``METHOD path`` the pattern matches."""
+    seen: list[Call] = []
+
+    def plan(call: Call) -> Harm | None:
+        if seen or not re.search(pattern, f"{call.method} {call.target}"):
+            return None
+        seen.append(call)
+        return harm
+
+    return plan
+
+
+def some(share: float, harms: Sequence[Harm], seed: int, service: str = "store") -> Plan:
+    """Harm a share of the calls to a service."""
+    rng = random.Random(seed)
+    return lambda call: rng.choice(harms) if call.service == service and rng.random() < share else None
+
+
 class Proxy:
     """A server on loopback for each of some services on loopback; use as a context.
 
@@ -83,15 +107,18 @@ class Proxy:
     calls : list of Call
         Since the last `begin`. Web sockets pass and are not counted.
     harmed : list of Call
+    ahead : float
+        Seconds by which the clocks of the services seem to be ahead.
     """
 
     def __init__(self, services: Mapping[str, str]) -> None:
         self._services = {name: urlsplit(address) for name, address in services.items()}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._servers: list[asyncio.Server] = []
         self._ports: dict[str, int] = {}
         self._victim: int | None = None
-        self._skew = 0.0
+        self.ahead = 0.0
         self.begin(unharmed)
 
     def __enter__(self) -> Self:
@@ -101,8 +128,11 @@ class Proxy:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        for server in self._servers:
+            self._loop.call_soon_threadsafe(server.close)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def address(self, service: str) -> str:
         """Where a service is reached by way of the proxy."""
@@ -131,6 +161,7 @@ class Proxy:
                 writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        self._servers.append(server)
         return server.sockets[0].getsockname()[1]
 
     async def _serve(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,7 +189,7 @@ class Proxy:
                         return
                 else:
                     far_writer.write(b"".join(_sent(far, request, body)))
-                    answer, content = await _answered(far, far_reader, far_writer)
+                    answer, content = self._dated(*await _answered(far, far_reader, far_writer))
                     if harm is not None and not await self._pass(harm, near, answer, content, writer):
                         return
                     writer.write(b"".join(_sent(near, answer, content)))
@@ -197,6 +228,28 @@ class Proxy:
         self._kill(harm)
         _reset(writer)
         return False
+
+    def _dated(self, answer: h11.Response, content: bytes) -> tuple[h11.Response, bytes]:
+        """An answer as from a service whose clock is ahead."""
+        if not self.ahead:
+            return answer, content
+        headers = [
+            (name, self._later(value) if name in (b"date", b"last-modified") else value)
+            for name, value in answer.headers
+        ]
+        answer = h11.Response(status_code=answer.status_code, headers=headers, reason=answer.reason)
+        if b"<ListBucketResult" not in content:
+            return answer, content
+        # Of the same length, so that the header of it stays true.
+        return answer, _LISTED.sub(lambda found: found[1] + self._listed(found[2]) + found[3], content)
+
+    def _later(self, value: bytes) -> bytes:
+        then = parsedate_to_datetime(value.decode()) + timedelta(seconds=self.ahead)
+        return format_datetime(then, usegmt=True).encode()
+
+    def _listed(self, value: bytes) -> bytes:
+        then = datetime.fromisoformat(value.decode()) + timedelta(seconds=self.ahead)
+        return then.strftime("%Y-%m-%dT%H:%M:%S").encode()
 
     def _kill(self, harm: Harm) -> None:
         if harm in (Harm.KILLED_BEFORE, Harm.KILLED_AFTER) and self._victim is not None:

@@ -13,7 +13,7 @@ import tifffile
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
 from cmseg_core.storage.store import Store
-from flows.status import acquisition_states
+from flows.status import acquisition_states, damage, storage_use
 from flows.submit import submit
 from tasks.claims import Owner, claim
 
@@ -249,3 +249,26 @@ def test_an_acquisition_that_kills_its_workers_is_set_aside(
 def test_status_of_an_unknown_name_is_refused(store: Store) -> None:
     with pytest.raises(InputError, match="never submitted"):
         acquisition_states(store, "nobody")
+
+
+def test_what_takes_the_room_and_what_was_damaged_is_told(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig
+) -> None:
+    submit(str(tiny / "stack.tif"), "whole", store)
+    assert night(local, config)[0].state == "published"
+    used = {use["folder"]: use for use in storage_use(store)}
+    assert used["acquisitions"]["bytes"] == sum(store.sizes("acquisitions").values())
+    assert used["work/preprocess"]["expires"] and not used["incoming"]["expires"]
+    assert sum(use["objects"] for use in used.values()) == len(store.list())
+    assert damage(store, "whole") == []
+    (raw,) = [key for key in store.list("incoming/whole") if key.endswith("stack.tif")]
+    for key in ("acquisitions/whole/cells.csv", raw):
+        content = bytearray(store.get(key))
+        content[len(content) // 2] ^= 1
+        store.put(key, bytes(content))
+    store.put("acquisitions/whole/added.txt", b"")
+    assert damage(store, "whole") == [
+        f"{raw}: differs from what was submitted",
+        "acquisitions/whole/added.txt: not in the manifest",
+        "acquisitions/whole/cells.csv: content differs from the manifest",
+    ]

@@ -28,6 +28,55 @@ def test_one_of_many_gets_it(store: Store) -> None:
     assert store.list("work/claims") == []
 
 
+@pytest.mark.parametrize("told", [False, ConnectionError("reset")])
+def test_the_winner_whose_answer_was_lost_has_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, told: bool | Exception
+) -> None:
+    genuine = Store.put_if_absent
+
+    def lost(self: Store, key: str, data: bytes) -> bool:
+        genuine(self, key, data)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_if_absent", lost)
+        mine = claim(store, "cells")
+        assert mine is not None
+        assert claim(store, "cells") is None
+    with mine.kept():
+        pass
+    assert not is_claimed(store, "cells")
+
+
+def test_a_claim_that_never_reached_the_store_holds_nothing_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_asked: object) -> bool:
+        raise ConnectionError("the service does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_if_absent", fails)
+        with pytest.raises(ConnectionError):
+            claim(store, "cells")
+    assert claim(store, "cells") is not None
+
+
+def test_a_claim_that_could_not_be_deleted_is_over_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_asked: object) -> None:
+        raise ConnectionError("the service does not answer")
+
+    mine = claim(store, "cells")
+    assert mine is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", fails)
+        with mine.kept():
+            pass
+    assert store.exists("work/claims/cells/0001/owner.json")
+    assert not is_claimed(store, "cells")
+    again = claim(store, "cells")
+    assert again is not None and again.attempt == 2
+
+
 @pytest.mark.parametrize("changed", [{"began": 1.0}, {"pid": 2**22 + 1}])
 def test_the_claim_of_a_process_that_is_gone_is_taken_over(store: Store, changed: dict[str, object]) -> None:
     put_owner(store, **changed)
