@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -48,9 +49,33 @@ class Site:
         state = json.loads((self.workspace / "stack" / "state.json").read_text())
         return {service["name"]: service for service in state["services"]} | {"supervisor": {"pid": state["pid"]}}
 
+    def environment(self) -> dict[str, str]:
+        """Under which Prefect's own commands reach it."""
+        groups = json.loads((self.workspace / "stack" / "environment.json").read_text())
+        return {**os.environ, **{name: value for group in groups for name, value in group.items()}}
+
+    def deployment(self, name: str, **parameters: object) -> subprocess.CompletedProcess[str]:
+        """Begin a deployment with parameters."""
+        command = [sys.executable, "-m", "prefect", "deployment", "run", name, "--params", json.dumps(parameters)]
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
+
+    def finished(self, flow: str) -> bool:
+        """Whether a run of a flow has completed."""
+        known = self.environment()
+        auth = tuple(known["PREFECT_API_AUTH_STRING"].split(":", 1))
+        asked = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+        answer = httpx.post(f"{known['PREFECT_API_URL']}/flow_runs/count", json=asked, auth=auth, trust_env=False)
+        return answer.json() > 0
+
     def states(self) -> dict[str, str]:
         listed = self("status", "--json").document()["acquisitions"]
         return {one["name"]: one["state"] for one in listed}
+
+
+def known_to(site: Site) -> list[str]:
+    """References of the models in the registry."""
+    listed = site("models", "list", "--json").document()
+    return [one["reference"] for one in listed["models"]]
 
 
 def free_ports(count: int) -> list[int]:
@@ -208,15 +233,33 @@ def test_a_quarantine_is_told(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_models_are_trained_and_scored_from_the_pages(site: Site, phantom: Path) -> None:
+    assert site("dataset", "create", "three").status == 0
+    files = [f"--{kind}={phantom / name}.tif" for kind, name in
+             (("image", "stack"), ("labels", "organelles"), ("cells", "cells"))]  # fmt: skip
+    added = site("dataset", "add", "three", *files, "--voxel-size", 60, 60, 60)
+    assert added.status == 0, added.err
+    tiny = {"width": 4, "depth": 3, "section_size": 32, "epochs": 1, "steps_per_epoch": 2, "batch_size": 2}
+    known = known_to(site)
+    unknown = site.deployment("train/train", dataset="three", model="oracle")
+    assert unknown.returncode != 0 and "oracle" in unknown.stdout + unknown.stderr
+    begun = site.deployment("train/train", dataset="three", validation="none", settings=tiny)
+    assert begun.returncode == 0, begun.stderr
+    soon(lambda: len(known_to(site)) > len(known), within=400)
+    (made,) = set(known_to(site)) - set(known)
+    begun = site.deployment("evaluate/evaluate", dataset="three", model=made)
+    assert begun.returncode == 0, begun.stderr
+    soon(lambda: site.finished("evaluate"), within=400)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_night_whose_process_is_killed_goes_on(site: Site, tmp_path: Path) -> None:
     made = site("phantom", tmp_path / "large", "--cells", 5, "--voxel-size", 40, 40, 40)
     assert made.status == 0, made.err
     assert site("submit", tmp_path / "large", "--name", "large").status == 0
-    groups = json.loads((site.workspace / "stack" / "environment.json").read_text())
-    known = {name: value for group in groups for name, value in group.items()}
-    begin = [sys.executable, "-m", "prefect", "deployment", "run", "nightly/night"]
-    subprocess.run(begin, env={**os.environ, **known}, check=True, capture_output=True)
+    assert site.deployment("nightly/night").returncode == 0
     soon(lambda: site.states()["large"] == "running")
     # Not the command of the worker alone, but the flow that it started.
     children = psutil.Process(site.processes()["worker"]["pid"]).children(recursive=True)
