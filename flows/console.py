@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 DONE, FAULT, BAD_INPUT, QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -160,10 +162,20 @@ def exit_status(action: Callable[[], int | None], *, debug: bool) -> int:
     except ValidationError as error:
         _complain(f"{error.title}: {first_problem(error)}; see docs/settings.md for names and ranges", debug)
         return BAD_INPUT
-    except Exception as error:  # the last line of defence: a user gets one line, and the traceback goes to a file
-        where = "" if debug else f"; {_kept_traceback()}"
-        _complain(f"a fault of cmseg: {type(error).__name__}: {error}{where}", debug)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _at_fault(error, debug)
+        place = error.filename or "the disk"
+        _complain(f"{place}: {os.strerror(error.errno)}; make room, and run the same command again to go on", debug)
         return FAULT
+    except Exception as error:  # the last line of defence: a user gets one line, and the traceback goes to a file
+        return _at_fault(error, debug)
+
+
+def _at_fault(error: Exception, debug: bool) -> int:
+    where = "" if debug else f"; {_kept_traceback()}"
+    _complain(f"a fault of cmseg: {type(error).__name__}: {error}{where}", debug)
+    return FAULT
 
 
 def one_line(text: str) -> str:

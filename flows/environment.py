@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Workspace
@@ -15,6 +17,8 @@ _THREADS = (
     "NUMBA_NUM_THREADS",
     "TF_NUM_INTRAOP_THREADS",
 )
+_LEAST_FREE = 64_000_000
+"""Bytes without which not even Prefect's database has room."""
 _WAITING = {
     # By default a thread that waits for the others of its team keeps its core busy for a while. Beside any
     # other work on the machine that costs far more than it saves: finding cells took several times as long.
@@ -56,9 +60,15 @@ def prepare(workspace: Workspace, *, training: bool = False) -> None:
     home = workspace.workspace / "prefect"
     try:
         home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):  # a folder that is there may lie on a disk that is read-only
+            pass
+        free = shutil.disk_usage(home).free
     except OSError as error:
-        reason = f"cannot be made ({error.strerror})"
+        reason = f"cannot be written ({error.strerror})"
         raise InputError(home, reason, "set CMSEG_WORKSPACE to a folder that can be written") from error
+    if free < _LEAST_FREE:
+        reason = f"lies on a disk with only {free / 1e6:.0f} MB left"
+        raise InputError(workspace.workspace, reason, "make room, or set CMSEG_WORKSPACE to a folder on another disk")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(workspace.threads or cores)
     settings = dict.fromkeys(_THREADS, threads) | {"TF_NUM_INTEROP_THREADS": threads if training else "1"}

@@ -24,7 +24,7 @@ from flows.environment import prepare
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
 from tasks.check import stages_of
-from tasks.claims import LEASE_SECONDS, Claim, claim
+from tasks.claims import LEASE_SECONDS, Claim, abandoned, claim, forget
 from tasks.landing import (
     INCOMING,
     Kind,
@@ -158,6 +158,9 @@ def _round(
                 continue
             if mine is None and not patience:
                 elsewhere.append(name)
+    for name, latest in abandoned(store).items():  # by workers that died as they had just finished
+        if state_of(store, name, claimed=False)[0] in DONE:
+            forget(store, name, latest)
 
 
 def _named(store: Store, names: Sequence[str]) -> list[str]:

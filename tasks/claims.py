@@ -109,9 +109,7 @@ class Claim:
 
     def _let_go(self) -> None:
         try:
-            for attempt in _attempts(self.store, self.name):
-                if attempt <= self.attempt:
-                    self.store.delete(_folder(self.name, attempt))
+            forget(self.store, self.name, self.attempt)
         except OSError as error:  # what was done counts all the same
             log.warning("%s: %s", self.name, error)
 
@@ -150,6 +148,19 @@ def claim(store: Store, name: str, *, patience: float = 0.0) -> Claim | None:
         if not won:
             _HELD.discard(owner.token)
     return mine if won else None
+
+
+def abandoned(store: Store) -> dict[str, int]:
+    """Acquisitions whose last claim outlived its worker, as far as can be seen at once, and that claim's number."""
+    found = {name: max(_attempts(store, name), default=0) for name in store.folders(CLAIMS)}
+    return {name: latest for name, latest in found.items() if latest and _is_over(store, name, latest, 0.0)}
+
+
+def forget(store: Store, name: str, latest: int) -> None:
+    """Delete the claims on an acquisition up to a number."""
+    for attempt in _attempts(store, name):
+        if attempt <= latest:
+            store.delete(_folder(name, attempt))
 
 
 def is_claimed(store: Store, name: str) -> bool:

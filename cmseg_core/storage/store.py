@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ LAST = ("manifest.json",)
 DELETABLE = "work"
 """The only top folder whose content may be deleted: stage outputs, which can be computed again."""
 RETRIES = 5
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 Keys = list[str]
 # The umask can only be read by setting it, which is safe while the module is imported and not in a thread later.
 _UMASK = os.umask(0o022)
@@ -296,8 +298,11 @@ class Store:
             return KeyError(key)
         if "(os error 20)" in text or "(os error 21)" in text:
             return InputError(f"{self.uri}/{key}", "a file or a folder stands in its way", "choose another name")
-        kind = OSError if self.is_local else ConnectionError
-        return kind(f"{self.uri}/{key}: {text.strip().splitlines()[0]}")
+        line = f"{self.uri}/{key}: {text.strip().splitlines()[0]}"
+        if not self.is_local:
+            return ConnectionError(line)
+        number = _OS_ERROR.search(text)
+        return OSError(int(number[1]), os.strerror(int(number[1])), f"{self.uri}/{key}") if number else OSError(line)
 
 
 def _make_folder(folder: Path) -> None:

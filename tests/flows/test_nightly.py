@@ -246,6 +246,25 @@ def test_an_acquisition_that_kills_its_workers_is_set_aside(
     assert result.state == "published"
 
 
+def test_the_claim_of_a_worker_that_died_as_it_had_finished_is_cleared(
+    store: Store, local: Workspace, config: PipelineConfig, tmp_path: Path
+) -> None:
+    submit(blank_stack(tmp_path), "blank", store, voxel_size=VoxelSize(z=50, y=50, x=50))
+    assert night(local, config)[0].state == "quarantined"
+    gone = Owner.this().model_copy(update={"began": 1.0})
+    store.put("work/claims/blank/0001/owner.json", gone.model_dump_json().encode())
+    store.put("work/claims/other/0001/owner.json", gone.model_dump_json().encode())
+    mine = claim(store, "blank")
+    assert mine is not None and mine.attempt == 2
+    assert night(local, config) == []
+    assert len(store.list("work/claims/blank")) == 2
+    with mine.kept():
+        pass
+    store.put("work/claims/blank/0001/owner.json", gone.model_dump_json().encode())
+    assert night(local, config) == []
+    assert store.list("work/claims") == ["work/claims/other/0001/owner.json"]
+
+
 def test_status_of_an_unknown_name_is_refused(store: Store) -> None:
     with pytest.raises(InputError, match="never submitted"):
         acquisition_states(store, "nobody")
