@@ -87,6 +87,9 @@ def worker_service(
         **environment,
         "PREFECT_HOME": str(folder),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # What the flows tell stands in the pages of their runs.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "cmseg",
+        "PREFECT_LOGGING_LEVEL": "INFO",
     }
     name = "cmseg-worker"
     return Service(

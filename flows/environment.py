@@ -75,6 +75,7 @@ def prepare(workspace: Workspace, *, training: bool = False) -> None:
     settings |= _WAITING | _QUIET | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("cmseg").setLevel(logging.INFO)  # for the pages of runs, where Prefect is told to keep it
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(f, PlainErrors) for f in logger.filters):

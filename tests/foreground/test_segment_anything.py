@@ -209,12 +209,14 @@ def test_the_decoder_gives_the_masks_of_the_official_one(packaged, boxes):
         decoder = PromptDecoder(packaged, torch.float32)
         prompts = decoder.embed(None, asked) if boxes else decoder.embed(asked[:, :2], None)
         ours, draw = decoder.decode(decoder.see(embedding), prompts)
-        assert torch.allclose(ours, quality[:, :1], atol=1e-4)
-        wanted = torch.tensor([5, 0, 3])
-        assert torch.allclose(draw(wanted, torch.zeros(3, dtype=torch.int64)), logits[wanted, 0], atol=1e-3)
+        # The first mask, for many prompts together, is not among those of the official generator either.
+        assert torch.allclose(ours, quality[:, 1:], atol=1e-4)
+        wanted, which = torch.tensor([5, 0, 3]), torch.tensor([0, 2, 1])
+        expected = logits[wanted, 1 + which]
+        assert torch.allclose(draw(wanted, which), expected, atol=1e-3)
         rough = PromptDecoder(packaged, torch.bfloat16)
-        drawn = rough.decode(rough.see(embedding), prompts)[1](wanted, torch.zeros(3, dtype=torch.int64))
-        assert ((drawn > 0) == (logits[wanted, 0] > 0)).float().mean() > 0.99
+        drawn = rough.decode(rough.see(embedding), prompts)[1](wanted, which)
+        assert ((drawn > 0) == (expected > 0)).float().mean() > 0.99
 
 
 def test_masks_know_what_they_share():
