@@ -268,7 +268,7 @@ class InstancesConfig(Frozen):
     """Two parts of like size, each much smaller than the usual cell of the field, are the daughters of one division
     that is not yet over where the passage between them, relative to the lesser of their half widths, is above this; 1
     leaves them apart."""
-    interior_daughter_neck_ratio: Fraction = 0.18
+    interior_daughter_neck_ratio: Fraction = 0.15
     """The same where the depth of every voxel inside its own cell is known (SAM)."""
     marker_distance_fraction: Fraction = 0.20
     """Markers nearer than this fraction of the expected cell diameter are one."""
