@@ -1,6 +1,6 @@
 """Every call of a tiny night is harmed in its turn: does the night end in the same published bytes?
 
-    python -m benchmarks.faults FOLDER [--harms refused "killed after"] [--every 1] [--first 1] [--last N]
+    python -m benchmarks.faults FOLDER [--harms refused "killed after"] [--every 1]
 
 The night has one acquisition of two cells. Its calls to the object store, to Prefect and to MLflow pass through a proxy
 (``tests/faults/proxy.py``) that numbers them. For each number and each harm a night of its own is run, and once more
@@ -24,7 +24,7 @@ from tests.faults.proxy import Harm, at, unharmed
 KILLS = (Harm.KILLED_BEFORE, Harm.KILLED_AFTER)
 
 
-def sweep(here: Nights, harms: list[Harm], chosen: range | None, every: int, log: Path) -> None:
+def sweep(here: Nights, harms: list[Harm], every: int, log: Path) -> None:
     """Harm the calls one after the other; a line for each night goes to `log`."""
     store = here.submit("undisturbed-a")
     assert here.run("undisturbed-a", unharmed) == 0
@@ -34,9 +34,7 @@ def sweep(here: Nights, harms: list[Harm], chosen: range | None, every: int, log
     print(f"{len(calls)} calls, {sum(map(changes, calls))} of them change something, {len(whole)} objects published")
     for call in calls[::every]:
         for harm in harms:
-            if (harm.value, call.number) in done or (chosen and call.number not in chosen):
-                continue
-            if harm in KILLS and not changes(call):
+            if (harm.value, call.number) in done or (harm in KILLS and not changes(call)):
                 continue
             began = time.monotonic()
             ending = here.endure(f"{harm.replace(' ', '-')}-{call.number}-{int(time.time())}", at(call.number, harm))
@@ -75,16 +73,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--harms", nargs="+", type=Harm, default=[Harm.REFUSED, *KILLS])
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--last", type=int)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     log = given.folder / "faults.jsonl"
     site = given.folder / f"site-{int(time.time())}"
     acquisition, unet = tiny_acquisition(given.folder / "tiny"), tiny_unet(given.folder / "tiny.keras")
-    chosen = range(given.first, given.last + 1) if given.last else None
     with nights(site, acquisition, unet) as here:
-        sweep(here, given.harms, chosen, given.every, log)
+        sweep(here, given.harms, given.every, log)
     print(table(log))
 
 

@@ -65,15 +65,7 @@ def upload(
 
 def run_night(console: Console, config: Path | None, names: Sequence[str]) -> int:
     """Run the nightly flow as ``cmseg nightly`` is asked to."""
-    workspace = Workspace()
-    settings = PipelineConfig.from_file(config)
-    prepare(workspace)
-    from flows.nightly import Unfinished
-
-    try:
-        results = night(workspace, settings, names, console)
-    except Unfinished as error:
-        results = error.results
+    results = night(Workspace(), PipelineConfig.from_file(config), names, console)
     document = {"acquisitions": [result.model_dump(mode="json") for result in results]}
     console.result(document, "\n\n".join(described(result) for result in results) or "nothing new")
     return status_of(results)
@@ -82,12 +74,15 @@ def run_night(console: Console, config: Path | None, names: Sequence[str]) -> in
 def night(
     workspace: Workspace, config: PipelineConfig, names: Sequence[str], console: Console
 ) -> list[AcquisitionResult]:
-    """Process every new acquisition of a workspace's store, or those that are named."""
+    """Process every new acquisition of a store, or those that are named; some may wait for the next night."""
     prepare(workspace)
-    from flows.nightly import nightly
+    from flows.nightly import Unfinished, nightly
 
     with console.pipeline("nightly"):
-        return nightly(config, workspace, names or None)
+        try:
+            return nightly(config, workspace, names or None)
+        except Unfinished as error:
+            return error.results
 
 
 def show_status(console: Console, name: str | None, *, storage: bool, verify: bool) -> int:

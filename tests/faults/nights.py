@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -119,7 +118,7 @@ class Nights:
 
 def published(store: Store) -> dict[str, str]:
     """SHA-256 of every published object, by key."""
-    return {key: hashlib.sha256(store.get(key)).hexdigest() for key in store.list("acquisitions")}
+    return {key: store.sha256(key) for key in store.list("acquisitions")}
 
 
 def tiny_acquisition(folder: Path) -> Path:

@@ -44,8 +44,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ("night", "pattern", "harm"),
     [
         ("fetch", "GET /nights/.*/incoming/tiny/data-.*/stack.tif", Harm.REFUSED),
-        ("claim", "PUT /nights/.*/work/claims/", Harm.LOST),
-        ("cell", "PUT /nights/.*/work/organelles/.*/zarr.json", Harm.REFUSED),
+        ("claim", "PUT .*/claims/tiny/", Harm.LOST),
+        ("cell", "PUT .*/organelles/.*/zarr.json", Harm.REFUSED),
         ("run", "POST /api/task_runs/", Harm.REFUSED),
         ("models", "GET /api/2.0/mlflow/", Harm.RESET),
     ],
@@ -62,8 +62,8 @@ def test_a_call_that_fails_once_holds_nothing_up(site: Site, night: str, pattern
 @pytest.mark.parametrize(
     ("night", "pattern", "harm"),
     [
-        ("claimed", "PUT /nights/.*/work/claims/", Harm.KILLED_AFTER),
-        ("separated", "PUT /nights/.*/work/instances/.*/_complete.json", Harm.KILLED_BEFORE),
+        ("claimed", "PUT .*/claims/tiny/", Harm.KILLED_AFTER),
+        ("separated", "PUT .*/instances/.*/_complete.json", Harm.KILLED_BEFORE),
         ("published", "PUT /nights/.*/acquisitions/tiny/manifest.json", Harm.KILLED_BEFORE),
     ],
 )
