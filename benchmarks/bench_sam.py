@@ -1,6 +1,6 @@
 """Masks of sections: cmseg's generator beside segment_anything's SamAutomaticMaskGenerator, in one run.
 
-    python -m benchmarks.bench_sam time [--sections 7] [--threads 2]
+    python -m benchmarks.bench_sam time [--sections 13] [--threads 2]
     python -m benchmarks.bench_sam agree SEEDS [--sections 12] [--points 32] [--model FILE]
 
 ``time`` takes the official vit_b architecture with random weights and a simulated section of 1024 x 1024 pixels, which
@@ -85,7 +85,7 @@ def compare_times(sections: int, threads: int) -> None:
     field = draw_field(7300, cells=24, voxel_size=WORKING, shape=(sections + 1, 256, 256))
     volume, _, _ = field.render(0, sections + 1)
     large = cv2.resize(as_colours(volume, 0, "grey"), (1024, 1024), interpolation=cv2.INTER_LINEAR)
-    print(f"vit_b, random weights, propagated, {threads} threads, {sections} sections from key to key")
+    print(f"vit_b, random weights, propagated, {threads} threads, {sections} sections, every sixth a key section")
     print("| masks that pass | official, s a section | cmseg, s a section | times faster |\n| --- | --- | --- | --- |")
     for name, threshold in (("none", 1.0), ("all", 0.0)):
         thresholds = {"pred_iou_thresh": threshold, "stability_score_thresh": threshold}
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("time")
-    one.add_argument("--sections", type=int, default=7)
+    one.add_argument("--sections", type=int, default=13)
     one.add_argument("--threads", type=int, default=2)
     one = commands.add_parser("agree")
     one.add_argument("seeds", type=int, nargs="+")

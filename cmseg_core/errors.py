@@ -23,3 +23,10 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         # Exceptions cross process borders (task runners); the default would call __init__ with one argument.
         return type(self), (self.subject, self.reason, self.mend)
+
+
+class StoreRefusal(InputError):
+    """The store refuses what is asked of it as it is set up: a wrong key, a missing right, no such bucket.
+
+    Nothing is wrong with what was to be read or written, so that an acquisition is not to blame for it.
+    """

@@ -145,13 +145,17 @@ class VoxelSize(Frozen):
         return self.z * self.y * self.x * 1e-9
 
 
+AcquisitionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]{0,5})?$")]
+
+
 class Acquisition(Frozen):
     """One stack as it was submitted; written as ``acquisition.json`` after its data.
 
     Attributes
     ----------
     name : str
-        Name of the acquisition: letters, digits, ``.``, ``_`` and ``-``; never a path.
+        Name of the acquisition: letters, digits, ``.``, ``_`` and ``-``, and ``@2`` and so on where others
+        were submitted under the same name before; never a path.
     source : str
         Key of the stack relative to the acquisition's prefix, or the local path it was read from.
     sha256 : str
@@ -164,7 +168,7 @@ class Acquisition(Frozen):
         Label stacks of the same shape that score the result.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: AcquisitionName
     source: str
     sha256: str
     bytes: int

@@ -199,7 +199,7 @@ def submit(
     Parameters
     ----------
     name
-        Letters, digits, dots, _ and -; new to the store.
+        Letters, digits, dots, _ and -. Where something else was submitted under it before, this is its next version.
     """
     from flows.landing import submit_local
 

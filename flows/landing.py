@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from tasks.request import AcquisitionResult
 
 
+_BECAME = {
+    "waiting": "waits for the next night",
+    "quarantined": "was submitted before, and is quarantined: `cmseg status {name}` says why",
+}
+
+
 def submit_local(
     console: Console,
     source: str,
@@ -26,9 +32,15 @@ def submit_local(
     truth_organelles: Path | None,
 ) -> int:
     """Upload an acquisition as ``cmseg submit`` is asked to."""
-    acquisition = upload(source, name, voxel_size, truth_cells, truth_organelles, Workspace())
+    workspace = Workspace()
+    acquisition = upload(source, name, voxel_size, truth_cells, truth_organelles, workspace)
+    from flows.places import store_address
+    from tasks.landing import state_of
+
+    state, _ = state_of(store_address(workspace).open(), acquisition.name)
+    told = _BECAME.get(state, state).format(name=acquisition.name)
     zyx = " x ".join(f"{edge:g}" for edge in acquisition.voxel_size.zyx)
-    text = f"{acquisition.name}: {acquisition.bytes / 1e6:.1f} MB, voxels of {zyx} nm, waits for the next night"
+    text = f"{acquisition.name}: {acquisition.bytes / 1e6:.1f} MB, voxels of {zyx} nm, {told}"
     console.result(acquisition.model_dump(mode="json"), text)
     return DONE
 
@@ -92,7 +104,7 @@ def show_status(console: Console, name: str | None, *, storage: bool, verify: bo
     prepare(workspace)
     from flows.places import store_address
     from flows.services import service_states
-    from flows.status import acquisition_states, damage, storage_use
+    from flows.status import acquisition_states, damage, known, storage_use
 
     store = store_address(workspace).open()
     states = acquisition_states(store, name)
@@ -101,8 +113,8 @@ def show_status(console: Console, name: str | None, *, storage: bool, verify: bo
     rows = [(s["name"], s["state"], s["version"], s["reason"]) for s in states]
     tables = [format_table(("name", "state", "version", "reason"), rows) if rows else "nothing was submitted yet"]
     if services:
-        known = [(s["name"], s["state"], s["restarts"], f"{s['bytes'] / 1e6:.0f} MB") for s in services]
-        tables.insert(0, format_table(("service", "state", "restarts", "memory"), known))
+        running = [(s["name"], s["state"], s["restarts"], f"{s['bytes'] / 1e6:.0f} MB") for s in services]
+        tables.insert(0, format_table(("service", "state", "restarts", "memory"), running))
     if storage:
         used = document["storage"] = storage_use(store)
         taken = [
@@ -111,9 +123,9 @@ def show_status(console: Console, name: str | None, *, storage: bool, verify: bo
         tables.append(format_table(("folder", "objects", "size", ""), taken) if taken else "the store is empty")
     damaged: list[str] = []
     if verify:
-        for state in states:
-            console.say(f"reading {state['name']}")
-            damaged += damage(store, state["name"])
+        for one in known(store, name):
+            console.say(f"reading {one}")
+            damaged += damage(store, one)
         document["damaged"] = damaged
         tables.append("\n".join(damaged) or "everything is as its checksums say")
     console.result(document, "\n\n".join(tables))

@@ -116,7 +116,7 @@ def nightly(
             if not any(result.state == "waiting" for result in results.values()):
                 break
         except Exception as error:
-            if pause is None or not may_pass(error):
+            if pause is None or not may_pass(error) or isinstance(error, InputError):
                 raise
             log.warning("the night is held up: %s", error)
         if pause is not None:
@@ -196,17 +196,21 @@ def _outcome(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
     folder = Path(tempfile.mkdtemp(dir=scratch, prefix=f"{name}-incoming-"))
     try:
         return _attempt(name, config, workspace, store, folder)
-    except InputError as error:
-        reason = f"{error.subject}: {error.reason}".replace(f"{folder}/", "")
-        return _set_aside(store, name, reason, error.mend, "input")
     except Exception as error:
         if may_pass(error):
             raise
-        log.exception("%s failed", name)
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return _set_aside(store, name, reason, "see the log of the run; then `cmseg nightly` with its name", "fault")
+        return _set_aside(store, name, *_why(name, error, folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _why(name: str, error: Exception, folder: Path) -> tuple[str, str, Kind]:
+    """Reason, mend and kind of a quarantine; paths in `folder`, gone by then, are told as the submission's."""
+    if isinstance(error, InputError):
+        return f"{error.subject}: {error.reason}".replace(f"{folder}/", ""), error.mend, "input"
+    log.error("%s failed", name, exc_info=error)
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return reason, "see the log of the run; then `cmseg nightly` with its name", "fault"
 
 
 def _attempt(name: str, config: PipelineConfig, workspace: Workspace, store: Store, folder: Path) -> AcquisitionResult:

@@ -11,15 +11,24 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import Manifest
 from cmseg_core.storage.manifest import NAME, compare
 from cmseg_core.storage.store import DELETABLE, Store
-from tasks.landing import ACQUISITIONS, INCOMING, QUARANTINE, fetch_submission, read_submission, state_of, submitted
+from tasks.landing import (
+    ACQUISITIONS,
+    INCOMING,
+    QUARANTINE,
+    fetch_submission,
+    read_submission,
+    state_of,
+    submitted,
+    versioned,
+)
 from tasks.source import open_stack
 
 
 class AcquisitionState(TypedDict):
-    """One acquisition of the landing zone; `version` is the beginning of its content's hash."""
+    """One acquisition of the landing zone; `version` counts what was submitted under its name."""
 
     name: str
-    version: str | None
+    version: int
     state: str
     reason: str | None
 
@@ -40,7 +49,7 @@ def storage_use(store: Store) -> list[StorageUse]:
     """
     objects: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for key, size in store.sizes().items():
+    for key, size in store.each_size():
         parts = key.split("/")
         folder = "/".join(parts[: 2 if parts[0] == DELETABLE else 1])
         objects[folder] += 1
@@ -81,30 +90,33 @@ def damage(store: Store, name: str) -> list[str]:
     return problems
 
 
-def acquisition_states(store: Store, name: str | None = None) -> list[AcquisitionState]:
-    """The state of every acquisition that was submitted, by name.
+def known(store: Store, name: str | None = None) -> list[str]:
+    """All acquisitions that were submitted, each version as ``name@2``, by name.
 
     Parameters
     ----------
     store : Store
     name : str, optional
-        Only this one.
+        Only this one: all versions of a name, or one of them.
 
     Raises
     ------
     InputError
         Where `name` was never submitted.
     """
-    known = sorted({*submitted(store), *store.folders(QUARANTINE)})
-    if name is not None and name not in known:
+    every = {*submitted(store), *store.folders(QUARANTINE)}
+    wanted = sorted((one for one in every if name in {None, one, versioned(one)[0]}), key=versioned)
+    if name is not None and not wanted:
         raise InputError(name, "was never submitted", "see `cmseg status` for the names that were")
-    return [_state(store, one) for one in known if name in {None, one}]
+    return wanted
 
 
-def _state(store: Store, name: str) -> AcquisitionState:
-    state, reason = state_of(store, name)
-    try:
-        version = read_submission(store, name).sha256[:12]
-    except InputError:
-        version = None
+def acquisition_states(store: Store, name: str | None = None) -> list[AcquisitionState]:
+    """The state of each :func:`known` acquisition."""
+    return [_state(store, one) for one in known(store, name)]
+
+
+def _state(store: Store, one: str) -> AcquisitionState:
+    state, reason = state_of(store, one)
+    name, version = versioned(one)
     return {"name": name, "version": version, "state": state, "reason": reason}

@@ -90,9 +90,9 @@ def check(request: AcquisitionRequest) -> Checked:
     block_edge = plan_blocks(request, stack.shape, stack.dtype, stack.voxel_size)
     sha256 = stack.sha256()
     if request.sha256 is not None and sha256 != request.sha256:
-        raise InputError(acquired_as(request), "differs from what was submitted", "submit it anew, under a new name")
+        raise InputError(acquired_as(request), "differs from what was submitted", "submit it anew")
     truth = {"truth_cells": request.truth_cells, "truth_organelles": request.truth_organelles}
-    truth_sha256 = {role: _labels_sha256(path, stack.shape) for role, path in truth.items() if path}
+    truth_sha256 = {role: labels_sha256(path, stack.shape) for role, path in truth.items() if path}
     models = resolve_models(request)
     acquisition = Acquisition(
         name=request.name,
@@ -157,7 +157,8 @@ def versions() -> dict[str, str]:
     return {"cmseg": cmseg_core.__version__, "python": sys.version.split()[0], **found}
 
 
-def _labels_sha256(path: str, shape: tuple[int, int, int]) -> str:
+def labels_sha256(path: str, shape: tuple[int, int, int]) -> str:
+    """Hash of the labels of a stack, which must have this shape; InputError where it cannot be used."""
     labels = read_labels(path, shape)
     digest = hashlib.sha256(f"{labels.dtype.str} {labels.shape}".encode())
     digest.update(np.ascontiguousarray(labels).data)

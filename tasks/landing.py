@@ -1,7 +1,8 @@
 """The landing zone: what was submitted, what waits, what is in work, what was quarantined.
 
 An acquisition exists once its ``acquisition.json``, written last, is there. Its files lie in a folder named after
-their content, so that two people who submit under one name at once cannot mix their data.
+their content, so that two people who submit under one name at once cannot mix their data. Other content under the same
+name is a version of its own, ``name@2``, with a result of its own: nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ def submitted(store: Store) -> list[str]:
     return [name for name in store.folders(INCOMING) if store.exists(f"{INCOMING}/{name}/acquisition.json")]
 
 
+def versions_of(store: Store, name: str) -> list[str]:
+    """All that was submitted under a name, in the order of the versions."""
+    return sorted((one for one in submitted(store) if versioned(one)[0] == name), key=lambda one: versioned(one)[1])
+
+
+def versioned(name: str) -> tuple[str, int]:
+    """The name under which an acquisition was submitted, and its version."""
+    base, _, number = name.partition("@")
+    return base, int(number or 1)
+
+
 def waiting(store: Store) -> list[str]:
     """Names of the submissions that were neither published nor quarantined, sorted."""
     return [name for name in submitted(store) if not _published(store, name) and _reason(store, name) is None]
@@ -55,7 +67,7 @@ def read_submission(store: Store, name: str) -> Acquisition:
     except KeyError as error:
         raise InputError(name, "was never submitted", "submit it with `cmseg submit`") from error
     except ValidationError as error:
-        raise InputError(key, f"cannot be understood ({first_problem(error)})", "submit it under a new name") from error
+        raise InputError(key, f"cannot be understood ({first_problem(error)})", "submit it anew") from error
 
 
 def fetch_submission(store: Store, name: str, folder: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cmseg_core.schema import BlockEdge, Frozen, PipelineConfig, Stage, VoxelSize
+from cmseg_core.schema import AcquisitionName, BlockEdge, Frozen, PipelineConfig, Stage, VoxelSize
 from cmseg_core.storage.store import Store
 
 STAGE_RULE = "rule"
@@ -65,7 +65,7 @@ class AcquisitionRequest(Frozen):
         Of the blocks in which cells are told apart, in voxels of the working grid; 0 takes what the memory allows.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: AcquisitionName
     source: str
     origin: str | None = None
     sha256: str | None = None

@@ -18,23 +18,33 @@ from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel
 
 import cmseg_core
+from cmseg_core.errors import StoreRefusal
 from cmseg_core.storage.stages import StageOutput, StageRef, stage_key
 from tasks.request import StoreAddress
 
 HOUR = 3600
 SLAB = 64
 """Sections that a stage holds at a time, and the depth of a shard of the volumes it writes."""
+_PASSING = (
+    StoreRefusal,
+    failures.GenericError,
+    failures.JoinError,
+    failures.PermissionDeniedError,
+    failures.UnauthenticatedError,
+    httpx.HTTPError,
+)
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether another attempt may help: for a failing disk or service, never for bad input or a fault of ours.
+    """Whether another attempt may help: for a failing disk or service, or one whose keys are not right; never for bad
+    input or a fault of ours.
 
     What zarr reads and writes comes with the errors of obstore, and Prefect's own calls with those of httpx.
     """
     if isinstance(error, OSError):
         return not isinstance(error, _LASTING)
-    return isinstance(error, failures.GenericError | failures.JoinError | httpx.HTTPError)
+    return isinstance(error, _PASSING)
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -31,9 +31,10 @@ def embed_images(encoder: Any, images: torch.Tensor) -> torch.Tensor:
     x = encoder.patch_embed(images)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
+    x = x.contiguous()  # channels last in memory as well, or every norm and every sum would turn it round
     for block in encoder.blocks:
-        x = x + _attend(block.attn, block.norm1(x), block.window_size)
-        x = x + block.mlp(block.norm2(x))
+        x += _attend(block.attn, block.norm1(x), block.window_size)
+        x += block.mlp(block.norm2(x))
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 

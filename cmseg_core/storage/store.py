@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +21,7 @@ from obstore import exceptions as failures
 from obstore.store import LocalStore, S3Store
 from zarr.storage import ObjectStore
 
-from cmseg_core.errors import InputError
+from cmseg_core.errors import InputError, StoreRefusal
 from cmseg_core.storage.keys import checked_key, checked_prefix, s3_endpoint, s3_location
 from cmseg_core.storage.trees import transfer, tree_files
 
@@ -43,8 +43,8 @@ class Store:
     Use `Store.open`. Instances can be pickled; credentials are never part of the pickle, they are read from the
     environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``) where the store is opened.
 
-    Methods raise `InputError` for an invalid key and where access is refused, `KeyError` where a key that must exist
-    does not, and `OSError` (`ConnectionError` for S3) where the disk or the service fails, which is worth a retry.
+    Methods raise `InputError` for an invalid key, `StoreRefusal` where access is refused, `KeyError` where a key that must
+    exist does not, and `OSError` (`ConnectionError` for S3) where the disk or the service fails, which is worth a retry.
 
     Attributes
     ----------
@@ -140,6 +140,11 @@ class Store:
             except FileNotFoundError:
                 return None
 
+    def modified(self, key: str) -> datetime:
+        """When `key` was written, by the clock of the service; KeyError where there is none."""
+        with self._translated(key):
+            return obstore.head(self._objects, checked_key(key))["last_modified"]
+
     # ------------------------------------------------------------------------------------------ many objects
 
     def list(self, prefix: str = "") -> Keys:
@@ -148,10 +153,15 @@ class Store:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Every key below the folder `prefix` with its bytes."""
+        return dict(self.each_size(prefix))
+
+    def each_size(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """As `sizes`, one after the other: memory does not grow with their number."""
         prefix = checked_prefix(prefix)
         with self._translated(prefix):
-            batches = obstore.list(self._objects, f"{prefix}/" if prefix else None)
-            return {entry["path"]: entry["size"] for batch in batches for entry in batch}
+            for batch in obstore.list(self._objects, f"{prefix}/" if prefix else None):
+                for entry in batch:
+                    yield entry["path"], entry["size"]
 
     def folders(self, prefix: str = "") -> Keys:
         """Names of the folders directly below `prefix`, sorted: one request, however much lies in them.
@@ -291,9 +301,9 @@ class Store:
         refused = isinstance(error, PermissionError | failures.PermissionDeniedError | failures.UnauthenticatedError)
         if refused or "status code: 403" in text or "status code: 401" in text:
             mend = "check the permissions of the folder" if self.is_local else "check AWS_ACCESS_KEY_ID and its secret"
-            return InputError(f"{self.uri}/{key}", "access was refused", mend)
+            return StoreRefusal(f"{self.uri}/{key}", "access was refused", mend)
         if "NoSuchBucket" in text:
-            return InputError(self.uri, "there is no such bucket", "create it or correct the address")
+            return StoreRefusal(self.uri, "there is no such bucket", "create it or correct the address")
         if isinstance(error, FileNotFoundError):
             return KeyError(key)
         if "(os error 20)" in text or "(os error 21)" in text:

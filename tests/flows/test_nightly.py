@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cmseg_core.errors import InputError
+from cmseg_core.errors import InputError, StoreRefusal
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
 from cmseg_core.storage.store import Store
 from flows.status import acquisition_states, damage, storage_use
@@ -141,6 +141,23 @@ def test_what_a_failing_service_left_waits_for_the_next_night(
     }
 
 
+def test_a_key_that_stops_to_be_right_quarantines_nothing(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import nightly
+
+    def refused(*_args: Any) -> Path:
+        raise StoreRefusal("s3://cmseg/incoming", "access was refused", "check AWS_ACCESS_KEY_ID and its secret")
+
+    submit(str(tiny / "stack.tif"), "good", store)
+    monkeypatch.setattr(nightly, "PAUSES", (0.0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "fetch_submission", refused)
+        with pytest.raises(nightly.Unfinished, match="access was refused"):
+            night(local, config)
+    assert states(store) == {"good": "waiting"} and store.list("quarantine") == []
+
+
 def test_a_cell_is_not_quarantined_for_what_its_service_did(
     store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,12 +221,38 @@ def test_submission_is_refused_before_anything_is_uploaded(store: Store, tiny: P
     assert store.list() == []
 
 
-def test_name_that_is_taken_is_refused_and_keeps_its_data(store: Store, tiny: Path, tmp_path: Path) -> None:
-    submit(str(tiny / "stack.tif"), "night", store)
+def test_another_stack_under_a_name_is_its_next_version(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, tmp_path: Path
+) -> None:
+    size = VoxelSize(z=50, y=50, x=50)
+    assert submit(blank_stack(tmp_path), "night", store, voxel_size=size).name == "night"
+    assert [result.state for result in night(local, config)] == ["quarantined"]
     before = store.sizes()
-    with pytest.raises(InputError, match="taken"):
-        submit(blank_stack(tmp_path), "night", store, voxel_size=VoxelSize(z=50, y=50, x=50))
+    # The same once more changes nothing; a mended one takes its own way, and so does one with truth.
+    assert submit(blank_stack(tmp_path), "night", store, voxel_size=size).name == "night"
     assert store.sizes() == before
+    assert submit(str(tiny / "stack.tif"), "night", store).name == "night@2"
+    assert submit(str(tiny / "stack.tif"), "night", store).name == "night@2"
+    scored = submit(str(tiny / "stack.tif"), "night", store, truth_cells=str(tiny / "cells.tif"))
+    assert scored.name == "night@3"
+    assert {result.name: result.state for result in night(local, config)} == {
+        "night@2": "published",
+        "night@3": "published",
+    }
+    assert [(s["name"], s["version"], s["state"]) for s in acquisition_states(store, "night")] == [
+        ("night", 1, "quarantined"),
+        ("night", 2, "published"),
+        ("night", 3, "published"),
+    ]
+    assert [s["version"] for s in acquisition_states(store, "night@2")] == [2]
+    assert before.items() <= store.sizes().items()
+    assert json.loads(store.get("acquisitions/night@2/manifest.json"))["acquisition"]["name"] == "night@2"
+
+
+def test_a_version_is_not_chosen_by_who_submits(store: Store, tiny: Path) -> None:
+    with pytest.raises(InputError, match="names a version"):
+        submit(str(tiny / "stack.tif"), "night@7", store)
+    assert store.list() == []
 
 
 def test_acquisition_in_work_reads_as_running(store: Store, tiny: Path) -> None:

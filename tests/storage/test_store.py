@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cmseg_core.errors import InputError
+from cmseg_core.errors import InputError, StoreRefusal
 from cmseg_core.storage import store as store_module
 from cmseg_core.storage.store import Store
 
@@ -222,7 +222,7 @@ def test_wrong_credentials_are_bad_input(s3_store: Store, monkeypatch: pytest.Mo
         lambda: store.put_if_absent("a", b""),
         store.list,
     ):
-        with pytest.raises(InputError, match="access was refused"):
+        with pytest.raises(StoreRefusal, match="access was refused"):
             call()
 
 

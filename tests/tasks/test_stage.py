@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.exceptions import PermissionDeniedError
 
-from cmseg_core.errors import InputError
+from cmseg_core.errors import InputError, StoreRefusal
 from tasks.request import StoreAddress
 
 
@@ -17,6 +18,8 @@ from tasks.request import StoreAddress
         (ConnectionError("the service went away"), True),
         (OSError("input/output error"), True),
         (TimeoutError("no answer"), True),
+        (StoreRefusal("s3://cmseg", "access was refused", "check the key"), True),
+        (PermissionDeniedError("a chunk of an array"), True),
         (InputError("stack.tif", "is damaged", "export it again"), False),
         (FileNotFoundError("stack.tif"), False),
         (PermissionError("stack.tif"), False),
