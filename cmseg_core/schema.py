@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
@@ -384,7 +385,7 @@ BlockEdge = Annotated[int, Field(ge=0, multiple_of=64)]
 class Workspace(BaseSettings):
     """Where state lives and which services are used; every field is a ``CMSEG_*`` variable."""
 
-    model_config = SettingsConfigDict(env_prefix="CMSEG_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CMSEG_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     workspace: Path = Path("~/.cmseg")
     """Folder of local state (``CMSEG_WORKSPACE``)."""
@@ -413,6 +414,17 @@ class Workspace(BaseSettings):
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("store", "s3_endpoint", "mlflow_tracking_uri", "dask")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        """Addresses stand in logs, in the parameters of runs and in errors."""
+        if value is not None and "@" in urlsplit(value).netloc:
+            raise ValueError(
+                "holds a user or a password; leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGUSER and PGPASSWORD"
+            )
+        return value
 
 
 # --------------------------------------------------------------------------------------------- manifest

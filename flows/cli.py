@@ -25,6 +25,7 @@ from flows.options import (
     Settings,
     Source,
     StatedVoxelSize,
+    Top,
     TruthCells,
     TruthOrganelles,
     VoxelSizeOption,
@@ -237,6 +238,29 @@ def status(name: str | None = None, /, *, storage: bool = False, verify: bool = 
     from flows.landing import show_status
 
     return show_status(Console(json), name, storage=storage, verify=verify)
+
+
+@app.command
+def review(
+    name: str | None = None,
+    /,
+    *,
+    top: Top = 20,
+    to: Path | None = None,
+    json: Json = False,
+) -> int:
+    """List the published cells most in need of a look.
+
+    Parameters
+    ----------
+    name
+        Of one acquisition; by default of all.
+    to
+        Folder that receives their files, for correction; what lies there already is left alone.
+    """
+    from flows.review import show_review
+
+    return show_review(Console(json), name, top, to)
 
 
 @app.command

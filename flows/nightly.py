@@ -23,6 +23,7 @@ from flows.cluster import on_cluster
 from flows.environment import prepare
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
+from flows.review import cells_to_review, illustrated
 from tasks.check import stages_of
 from tasks.claims import LEASE_SECONDS, Claim, abandoned, claim, forget
 from tasks.landing import (
@@ -44,6 +45,8 @@ ATTEMPTS = 2
 """A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
 PAUSES = (60.0, 600.0)
 """Seconds before the night takes up again what a failing disk or service made wait."""
+WORST = 8
+"""Cells that the night shows as pictures."""
 DONE = ("published", "quarantined")
 MOST_DEATHS = 3
 """An acquisition over which so many workers died is set aside, or it would end every night."""
@@ -122,7 +125,7 @@ def nightly(
         if pause is not None:
             time.sleep(pause * random.uniform(0.8, 1.2))
     ended = list(results.values())
-    _show(ended)
+    _show(ended, store)
     if any(result.state == "waiting" for result in ended):
         raise Unfinished(ended)
     return ended
@@ -263,8 +266,8 @@ def _set_aside(store: Store, name: str, reason: str, mend: str, kind: Kind) -> A
     return AcquisitionResult(name=name, state="quarantined", reason=reason, location=location)
 
 
-def _show(results: Sequence[AcquisitionResult]) -> None:
-    """Leave the night's table, and a link to every report, where Prefect shows them."""
+def _show(results: Sequence[AcquisitionResult], store: Store) -> None:
+    """Leave the night's table, a link to every report, and the worst cells where Prefect shows them."""
     table = [
         {
             "acquisition": result.name,
@@ -281,3 +284,7 @@ def _show(results: Sequence[AcquisitionResult]) -> None:
         if result.state == "published":
             key = "report-" + re.sub(r"[^a-z0-9]+", "-", result.name.lower()).strip("-")
             create_markdown_artifact(key=key, markdown=f"[Report of {result.name}]({result.location}/report.html)")
+    published = [result.name for result in results if result.state == "published"]
+    if worst := cells_to_review(store, published, WORST):
+        told = "The cells of this night most in need of a look; `cmseg review` has them all"
+        create_markdown_artifact(key="review", markdown=illustrated(store, worst), description=told)

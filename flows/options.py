@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
@@ -24,6 +24,7 @@ TruthCells = Annotated[Path | None, Parameter(help="Label stack of the cells: th
 TruthOrganelles = Annotated[Path | None, Parameter(help="Label stack of the organelles.")]
 Settings = Annotated[Path | None, Parameter(help="Settings (YAML or JSON), see docs/settings.md.")]
 Cells = Annotated[int, Parameter(help="Number of cells.")]
+Top = Annotated[int, Parameter(help="How many cells.", validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(help="The same seed gives the same acquisition.")]
 Hard = Annotated[bool, Parameter(help="Cells pressed into each other in resin as grey as they are.")]
 Json = Annotated[bool, Parameter(help="Print one JSON document on standard output, all else on standard error.")]

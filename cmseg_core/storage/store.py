@@ -43,8 +43,8 @@ class Store:
     Use `Store.open`. Instances can be pickled; credentials are never part of the pickle, they are read from the
     environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``) where the store is opened.
 
-    Methods raise `InputError` for an invalid key, `StoreRefusal` where access is refused, `KeyError` where a key that must
-    exist does not, and `OSError` (`ConnectionError` for S3) where the disk or the service fails, which is worth a retry.
+    Methods raise `InputError` for an invalid key, `StoreRefusal` where access is refused, `KeyError` where a key that
+    must exist does not, and `OSError` (`ConnectionError` for S3) where the disk or the service fails: worth a retry.
 
     Attributes
     ----------
