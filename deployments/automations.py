@@ -14,27 +14,49 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
 
+from deployments.blocks import Mail
+from deployments.mail import addresses
+
 FILE = Path(__file__).with_name("automations.yaml")
 BLOCK = "cmseg-alert"
 
 
-def apply(webhook: str | None) -> None:
+def apply(webhook: str | None, email: str | None = None, smtp: str | None = None) -> None:
     """Make the automations anew, and remove those that are no longer wanted; safe to repeat.
 
     Parameters
     ----------
     webhook : str, optional
-        Address that is told of what goes wrong; None for no alerts.
+        Address that is told of what goes wrong.
+    email : str, optional
+        Addresses that are told by e-mail, separated by commas.
+    smtp : str, optional
+        Server that takes the e-mail, see :class:`deployments.mail.MailServer`.
     """
     entries = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    told = str(Webhook(url=webhook).save(BLOCK, overwrite=True)) if webhook else None  # type: ignore[call-arg]
+    told: dict[str, str] = {}
+    if webhook:
+        told["call-webhook"] = str(Webhook(url=webhook).save(BLOCK, overwrite=True))  # type: ignore[call-arg]
+    if email and smtp:
+        told["send-notification"] = str(Mail(server=smtp, recipients=addresses(email)).save(BLOCK, overwrite=True))
     with get_client(sync_client=True) as client:
         for entry in entries:
             alert = entry.pop("alert", None)
             if alert is not None:
-                action = {"type": "call-webhook", "block_document_id": told, "payload": alert}
-                entry["actions"] = [action]
-            _replace(client, entry, wanted=alert is None or told is not None)
+                contents = _contents(**alert)
+                entry["actions"] = [
+                    {"type": kind, "block_document_id": block, **contents[kind]} for kind, block in told.items()
+                ]
+            _replace(client, entry, wanted=bool(entry["actions"]))
+
+
+def _contents(subject: str, text: str) -> dict[str, dict[str, str]]:
+    """What each kind of action sends. Reasons hold quotes and line breaks, so that `tojson` writes the JSON."""
+    told = f'{{% set told %}}{subject}. {text}{{% endset %}}{{"text": {{{{ told | tojson }}}}}}'
+    return {
+        "call-webhook": {"payload": told},
+        "send-notification": {"subject": subject, "body": f"{subject}.\n\n{text}"},
+    }
 
 
 def _replace(client: SyncPrefectClient, entry: dict[str, Any], *, wanted: bool) -> None:
@@ -51,4 +73,4 @@ def _replace(client: SyncPrefectClient, entry: dict[str, Any], *, wanted: bool) 
 
 
 if __name__ == "__main__":
-    apply(os.environ.get("CMSEG_ALERT_WEBHOOK"))
+    apply(*(os.environ.get(f"CMSEG_ALERT_{name}") for name in ("WEBHOOK", "EMAIL", "SMTP")))

@@ -13,8 +13,10 @@ from typing import Any
 
 import httpx
 import psutil
+from pydantic import SecretStr
 
 from cmseg_core.errors import InputError
+from deployments.mail import PASSWORD
 from deployments.processes import LOOPBACK
 from deployments.service import Service, answer
 
@@ -23,12 +25,16 @@ POOL = "cmseg"
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 logger = logging.getLogger("cmseg.supervisor")
 
+ENDED = ("COMPLETED", "FAILED", "CRASHED")
+"""How a run ends by itself; one that would begin beside another night is cancelled, and never was one."""
 _UNDER_WAY = ["PENDING", "RUNNING", "CANCELLING"]
 _GONE = "its process was gone"
 _PROGRAM = (sys.executable, "-m", "prefect")
 
 
-def prefect_service(folder: Path, port: int, *, password: str, database: str, log: Path) -> Service:
+def prefect_service(
+    folder: Path, port: int, *, password: str, database: str, log: Path, mail_password: SecretStr | None = None
+) -> Service:
     """The server.
 
     Parameters
@@ -40,6 +46,8 @@ def prefect_service(folder: Path, port: int, *, password: str, database: str, lo
     database : str
         Address of its database, with the password.
     log : path
+    mail_password : SecretStr, optional
+        With which it sends alerts by e-mail.
     """
     return Service(
         name="Prefect",
@@ -54,6 +62,7 @@ def prefect_service(folder: Path, port: int, *, password: str, database: str, lo
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_HOME": str(folder),
             "OMP_NUM_THREADS": "1",
+            **({PASSWORD: mail_password.get_secret_value()} if mail_password else {}),
         },
     )
 
@@ -187,6 +196,16 @@ class PrefectApi:
         """Runs that a worker has taken and that have not ended."""
         state = {"state": {"type": {"any_": _UNDER_WAY}}}
         return self._ask("POST", "/flow_runs/filter", {"flow_runs": state, "work_pools": {"name": {"any_": [POOL]}}})
+
+    def last_ended(self, flow: str, deployment: str) -> dict[str, Any] | None:
+        """The run of a deployment that ended last, other than by being cancelled; None where there is none."""
+        asked = {
+            "flow_runs": {"state": {"type": {"any_": list(ENDED)}}, "end_time": {"is_null_": False}},
+            "flows": {"name": {"any_": [flow]}},
+            "deployments": {"name": {"any_": [deployment]}},
+        }
+        found = self._ask("POST", "/flow_runs/filter", {**asked, "sort": "END_TIME_DESC", "limit": 1})
+        return found[0] if found else None
 
     def take_up_again(self) -> list[str]:
         """Schedule anew the runs of this machine whose process is gone; returns their names.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Annotated
 from zoneinfo import available_timezones
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from cmseg_core.storage.buckets import ensure_bucket
-from deployments import mlflow_server, object_store, prefect_server
+from deployments import metrics_server, mlflow_server, object_store, prefect_server
+from deployments.mail import PASSWORD, MailServer, addresses
 from deployments.postgres import database_uri, postgres_service
 from deployments.private import write_private
 from deployments.service import Service
@@ -32,6 +34,7 @@ _MAY_DO = {
     "worker": (*_READS, *_RESULTS),
     "people": (*_READS, *_RESULTS, f"Write:{_BUCKET}/incoming/*", f"Write:{_BUCKET}/datasets/*"),
     "mlflow": (f"Read:{_BUCKET}/mlflow/*", f"List:{_BUCKET}/mlflow/*", f"Write:{_BUCKET}/mlflow/*"),
+    "metrics": _READS,
 }
 """Identities of the object store, beside the one that makes the bucket."""
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -50,12 +53,20 @@ class StackSettings(BaseSettings):
     """Of trainings and models; a page to look at."""
     prefect_port: Port = 4200
     """Of the runs; a page to look at."""
+    metrics_port: Port = 9108
+    """Of the metrics for Prometheus, at ``/metrics``."""
     night: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] = "22:00"
     """When the night begins, every day."""
     time_zone: str = "UTC"
     """Where it is that late, as in ``Europe/Berlin``."""
     alert_webhook: str | None = None
     """Address that is told, in JSON, of runs that fail, crash or are late, and of what was quarantined."""
+    alert_email: str | None = None
+    """Addresses, separated by commas, that are told the same by e-mail."""
+    alert_smtp: str | None = None
+    """Server that takes the e-mail, ``smtp://USER@HOST:587``; ``smtps`` is encrypted from the first word on."""
+    alert_smtp_password: Annotated[SecretStr | None, Field(exclude=True)] = None
+    """Of that user. Prefect's server alone gets it, and it is written nowhere; without it nobody logs in."""
     runs_at_once: Annotated[int, Field(ge=1)] = 2
     """Flows that the worker runs at a time: a night and something that a person started."""
 
@@ -66,10 +77,42 @@ class StackSettings(BaseSettings):
             raise ValueError("is no time zone such as Europe/Berlin")
         return value
 
+    @field_validator("alert_webhook")
+    @classmethod
+    def _web(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"https?://[^\s/]+\S*", value):
+            raise ValueError("is no address such as https://example.org/hook")
+        return value
+
+    @field_validator("alert_email")
+    @classmethod
+    def _addresses(cls, value: str | None) -> str | None:
+        return value and ",".join(addresses(value))
+
+    @field_validator("alert_smtp")
+    @classmethod
+    def _server(cls, value: str | None) -> str | None:
+        if value:
+            MailServer.of(value)
+        return value
+
+    @field_validator("alert_smtp_password")
+    @classmethod
+    def _ascii(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().isascii():
+            raise ValueError("has letters that a login by SMTP does not take")
+        return value
+
+    @model_validator(mode="after")
+    def _both(self) -> StackSettings:
+        if bool(self.alert_email) != bool(self.alert_smtp):
+            raise ValueError("alert_email and alert_smtp are set together, or neither")
+        return self
+
     @property
     def ports(self) -> dict[str, int]:
         """Variable to port."""
-        names = ("s3_port", "postgres_port", "mlflow_port", "prefect_port")
+        names = ("s3_port", "postgres_port", "mlflow_port", "prefect_port", "metrics_port")
         return {f"CMSEG_{name.upper()}": getattr(self, name) for name in names}
 
 
@@ -80,6 +123,7 @@ class Secrets(Frozen):
     prefect: str
     mlflow: str
     mlflow_forms: str
+    metrics: str
 
 
 class Stack:
@@ -166,15 +210,18 @@ class Stack:
         return object_store.client_environment(object_store.endpoint_of(settings.s3_port), *keys)
 
     def secrets(self) -> Secrets:
-        """The secrets, made at the first call."""
+        """The secrets. What is absent is made: all at the first call, later what a new version of cmseg needs."""
         path = self.folder / "secrets.json"
-        if not path.exists():
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        absent = {name: secrets.token_urlsafe(24) for name in Secrets.model_fields if name not in known}
+        if absent:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_private(path, json.dumps({name: secrets.token_urlsafe(24) for name in Secrets.model_fields}))
-        return Secrets.model_validate_json(path.read_text(encoding="utf-8"))
+            write_private(path, json.dumps({**known, **absent}))
+        return Secrets.model_validate({**known, **absent})
 
     def services(self, settings: StackSettings) -> list[Service]:
         """What is started, in this order, and ended in the reverse one."""
+        os.environ.pop(PASSWORD, None)  # or every service and every flow would inherit it
         known, (_, mlflow, _) = self.secrets(), self.write_environment(settings)
         owner, files, worker = (self.store_environment(settings, name) for name in ("cmseg", "mlflow", "worker"))
         postgres = settings.postgres_port, known.postgres
@@ -200,6 +247,7 @@ class Stack:
                 settings.prefect_port,
                 password=known.prefect,
                 database=database_uri("postgresql+asyncpg", *postgres, "prefect"),
+                mail_password=settings.alert_smtp_password,
                 log=self.logs / "prefect.log",
             ),
             prefect_server.worker_service(
@@ -210,6 +258,13 @@ class Stack:
                 named=named,
                 at_once=settings.runs_at_once,
                 log=self.logs / "worker.log",
+            ),
+            metrics_server.metrics_service(
+                self._made("metrics"),
+                settings.metrics_port,
+                workspace=self.workspace,
+                store=self.store_environment(settings, "metrics"),
+                log=self.logs / "metrics.log",
             ),
         ]
 

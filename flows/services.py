@@ -72,12 +72,14 @@ def down(console: Console, *, now: bool) -> int:
 
 
 class ServiceReport(TypedDict):
-    """A service: ``up``, ``down`` or ``starting``; how often it was restarted; memory of it and its children."""
+    """A service: ``up``, ``down`` or ``starting``; how often it was restarted; memory and processor time of it and its
+    children."""
 
     name: str
     state: str
     restarts: int
     bytes: int
+    cpu_seconds: float
 
 
 def service_states(workspace: Workspace) -> list[ServiceReport]:
@@ -88,15 +90,32 @@ def service_states(workspace: Workspace) -> list[ServiceReport]:
 
 
 def _reported(service: ServiceState) -> ServiceReport:
-    memory, running = 0, "starting"
+    running, family = "starting", []
     try:
         process = psutil.Process(service.pid) if service.pid else None
         if process is not None and process.create_time() == service.created:
-            running = "up"
-            memory = sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+            running, family = "up", [process, *process.children(recursive=True)]
     except psutil.Error:
         running = "down"
-    return {"name": service.name, "state": running, "restarts": service.restarts, "bytes": memory}
+    used = [_used(process) for process in family]
+    return {
+        "name": service.name,
+        "state": running,
+        "restarts": service.restarts,
+        "bytes": sum(memory for memory, _ in used),
+        "cpu_seconds": round(sum(seconds for _, seconds in used), 2),
+    }
+
+
+def _used(process: psutil.Process) -> tuple[int, float]:
+    """Memory and processor time of a process, with the time of the children that it saw end."""
+    try:
+        with process.oneshot():
+            times = process.cpu_times()
+            seconds = times.user + times.system + times.children_user + times.children_system
+            return process.memory_info().rss, seconds
+    except psutil.Error:  # a child that ended meanwhile says nothing about the service
+        return 0, 0.0
 
 
 def stack_settings() -> StackSettings:

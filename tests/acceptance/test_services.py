@@ -30,7 +30,7 @@ from botocore.exceptions import ClientError
 
 from tests.acceptance.conftest import Cmseg, Outcome
 
-PORTS = ("CMSEG_S3_PORT", "CMSEG_POSTGRES_PORT", "CMSEG_MLFLOW_PORT", "CMSEG_PREFECT_PORT")
+PORTS = ("CMSEG_S3_PORT", "CMSEG_POSTGRES_PORT", "CMSEG_MLFLOW_PORT", "CMSEG_PREFECT_PORT", "CMSEG_METRICS_PORT")
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,22 @@ def test_up_once_more_finds_it_up(site: Site) -> None:
     assert "up with other settings" in other.err and "03:33" not in other.out
 
 
+def test_prometheus_is_told_of_the_night(site: Site) -> None:
+    password = json.loads((site.workspace / "stack" / "secrets.json").read_text())["metrics"]
+    url = f"http://127.0.0.1:{site.variables['CMSEG_METRICS_PORT']}/metrics"
+
+    def told() -> list[str]:
+        return httpx.get(url, auth=("cmseg", password), timeout=30, trust_env=False).text.splitlines()
+
+    soon(lambda: 'cmseg_night_last_state{state="completed"} 1.0' in told())
+    lines = told()
+    assert 'cmseg_acquisitions{state="published"} 2.0' in lines
+    for source in ("services", "disk", "landing", "storage", "night"):
+        assert f'cmseg_metrics_source_up{{source="{source}"}} 1.0' in lines
+    for service in site.processes().keys() - {"supervisor"}:
+        assert f'cmseg_service_up{{service="{service}"}} 1.0' in lines
+
+
 def test_strangers_are_refused(site: Site) -> None:
     prefect, mlflow = (
         f"http://127.0.0.1:{site.variables[name]}" for name in ("CMSEG_PREFECT_PORT", "CMSEG_MLFLOW_PORT")
@@ -177,6 +193,7 @@ def test_strangers_are_refused(site: Site) -> None:
     assert status_of(f"{prefect}/api/flows/count") == 401
     assert status_of(f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0") == 401
     assert status_of(f"http://127.0.0.1:{site.variables['CMSEG_S3_PORT']}/cmseg") == 403
+    assert status_of(f"http://127.0.0.1:{site.variables['CMSEG_METRICS_PORT']}/metrics") == 401
     import psycopg
 
     with pytest.raises(psycopg.OperationalError, match="password"):
