@@ -138,6 +138,7 @@ class Stack:
     def __init__(self, workspace: Path) -> None:
         self.workspace, self.folder = workspace, workspace / "stack"
         self.logs, self.state = self.folder / "logs", self.folder / "state.json"
+        self.log = self.logs / "supervisor.log"
 
     def exists(self) -> bool:
         """Whether the stack was ever started."""

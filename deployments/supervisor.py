@@ -24,6 +24,7 @@ import psutil
 from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from deployments import object_store, processes
+from deployments.logs import rotate
 from deployments.prefect_server import PrefectApi
 from deployments.private import write_private
 from deployments.service import Process, Service
@@ -89,11 +90,13 @@ class Supervisor:
         In the order of their start.
     state : path
         Where its state is written.
+    log : path
+        Where its own output goes.
     """
 
-    def __init__(self, services: Iterable[Service], state: Path) -> None:
+    def __init__(self, services: Iterable[Service], state: Path, log: Path) -> None:
         self._watched = [_Watched(service) for service in services]
-        self._state = state
+        self._state, self._log = state, log
         self._end = threading.Event()
         self._asked = time.monotonic()
 
@@ -127,6 +130,7 @@ class Supervisor:
         while not self._end.wait(LOOK_SECONDS):
             if time.monotonic() - self._asked >= HEALTH_SECONDS:
                 self._ask_all()
+                self._rotate_logs()
             for one in self._watched:
                 if one.process is None or one.process.poll() is not None:
                     self._restart(one)
@@ -161,6 +165,13 @@ class Supervisor:
             if one.silent >= PATIENCE:
                 log.warning("%s does not answer and is restarted", one.service.name)
                 one.service.stop(one.process)
+
+    def _rotate_logs(self) -> None:
+        for log_file in (*(one.service.log for one in self._watched), self._log):
+            try:
+                rotate(log_file)
+            except OSError as error:  # a full disk must not end the services
+                log.warning("%s cannot be begun anew: %s", log_file, error)
 
     def _restart(self, one: _Watched) -> None:
         """Start a service again: at once the first time, then with growing waits."""
@@ -212,7 +223,7 @@ def run(workspace: Path, settings: StackSettings) -> None:
     with ExitStack() as held:
         held.enter_context(stack.held())
         held.enter_context(object_store.held(stack.folder / "s3"))
-        supervisor = Supervisor(stack.services(settings), stack.state)
+        supervisor = Supervisor(stack.services(settings), stack.state, stack.log)
         signals = _Signals(supervisor)
         try:
             if supervisor.start():

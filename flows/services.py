@@ -143,8 +143,7 @@ def _launch(stack: Stack, console: Console) -> None:
     """Start the supervisor as a process of its own, and wait until all is up."""
     with stack.held():  # made, and nobody else's
         pass
-    log = stack.logs / "supervisor.log"
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(stack.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "deployments.supervisor", str(stack.workspace)],
@@ -170,6 +169,6 @@ def _launch(stack: Stack, console: Console) -> None:
         if process.poll() is not None:
             if mine and mine.phase == "failed":
                 raise InputError("the services", mine.reason, mine.mend)
-            raise InputError("the services", f"their supervisor ended ({process.returncode})", f"look at {log}")
+            raise InputError("the services", f"their supervisor ended ({process.returncode})", f"look at {stack.log}")
         time.sleep(0.2)
-    raise InputError(stack.folder, "is not up after a quarter of an hour", f"look at {log}")
+    raise InputError(stack.folder, "is not up after a quarter of an hour", f"look at {stack.log}")

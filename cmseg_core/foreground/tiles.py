@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from cmseg_core.foreground.encoder import embed_images
 from cmseg_core.foreground.sam import PADDING, SamModel
+from cmseg_core.halving import in_halves
 
 _OFFICIAL_TILE = 256
 """Edge in working pixels of a tile that an official model sees magnified to its 1024 pixels."""
@@ -78,7 +80,7 @@ class TileEncoder:
             some = wanted[start : start + at_once]
             batch = torch.stack([self._input(pictures[number], place) for number, place in some])
             with torch.autocast(self.sam.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                embeddings = embed_images(self.sam.network.image_encoder, batch)
+                embeddings = torch.cat(list(in_halves(partial(embed_images, self.sam.network.image_encoder), batch)))
             for (number, place), pixels, embedding in zip(some, batch, embeddings, strict=True):
                 yield number, place, pixels[None], embedding[None]
 

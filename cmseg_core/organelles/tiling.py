@@ -7,6 +7,7 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
+from cmseg_core.halving import in_halves
 from cmseg_core.organelles.calibration import apply_temperature
 from cmseg_core.organelles.model import OrganelleModel
 
@@ -158,4 +159,5 @@ def predict_sections(sections: NDArray[np.uint8], model: OrganelleModel, batch_s
     """
     batch = np.zeros((batch_size, *sections.shape[1:]), dtype=np.float32)
     np.divide(sections, np.float32(255), out=batch[: len(sections)], casting="unsafe")
-    return np.asarray(model.network.predict_on_batch(batch), dtype=np.float32)[: len(sections)]
+    said = np.concatenate(in_halves(model.network.predict_on_batch, batch))
+    return said[: len(sections)].astype(np.float32, copy=False)
