@@ -11,15 +11,19 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
 from cmseg_core.errors import InputError
+from cmseg_core.evaluation.drift import Drift
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.storage.store import Store
+from cmseg_core.tracking.registry import Role, pinned_reference, resolve_model
 from flows.cluster import on_cluster
+from flows.drift import drift_of
 from flows.environment import prepare
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
@@ -113,9 +117,11 @@ def nightly(
     prepare(workspace)
     store = store_address(workspace).open()
     results: dict[str, AcquisitionResult] = {}
+    pinned: Workspace | None = None
     for pause in (*PAUSES, None):
         try:
-            _round(store, names, config, workspace, results)
+            pinned = pinned or _pinned(workspace, config)
+            _round(store, names, config, pinned, results)
             if not any(result.state == "waiting" for result in results.values()):
                 break
         except Exception as error:
@@ -126,9 +132,21 @@ def nightly(
             time.sleep(pause * random.uniform(0.8, 1.2))
     ended = list(results.values())
     _show(ended, store)
+    _tell_drift(ended, store, pinned or workspace)
     if any(result.state == "waiting" for result in ended):
         raise Unfinished(ended)
     return ended
+
+
+def _pinned(workspace: Workspace, config: PipelineConfig) -> Workspace:
+    """The workspace with the models that are champions now: a promotion during the night is for the next one."""
+    roles: dict[str, Role] = {"unet": "unet", "stage_model": "stage"}
+    if config.foreground.method == "sam":
+        roles["sam"] = "sam"
+    uri = tracking_uri(workspace)
+    return workspace.model_copy(
+        update={field: pinned_reference(getattr(workspace, field), role, uri) for field, role in roles.items()}
+    )
 
 
 def _round(
@@ -260,10 +278,40 @@ def _set_aside(store: Store, name: str, reason: str, mend: str, kind: Kind) -> A
     location = quarantine(store, name, reason, mend, kind)
     emit_event(
         "cmseg.acquisition.quarantined",
-        resource={"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name},
+        resource=_resource(name),
         payload={"reason": reason, "mend": mend, "kind": kind},
     )
     return AcquisitionResult(name=name, state="quarantined", reason=reason, location=location)
+
+
+def _tell_drift(results: Sequence[AcquisitionResult], store: Store, workspace: Workspace) -> None:
+    """Tell what is unusual about the results; a comparison that fails takes nothing from them."""
+    published = [result.name for result in results if result.state == "published" and result.recomputed]
+    if not published:
+        return
+    rows: list[dict[str, Any]] = []
+    try:
+        unet = resolve_model(workspace.unet, "unet", tracking_uri(workspace), workspace.workspace / "models")
+        for name in published:
+            found = drift_of(store, name, unet)
+            rows += [_row(name, one) for one in found]
+            if found:
+                log.warning("%s is unusual: %s", name, "; ".join(map(str, found)))
+                emit_event("cmseg.acquisition.drifted", resource=_resource(name), payload={"reason": str(found[0])})
+    except Exception:
+        log.warning("whether the results are unusual could not be told", exc_info=True)
+    if rows:
+        create_table_artifact(key="drift", table=rows, description="What is unusual about the results of this night")
+
+
+def _row(name: str, drift: Drift) -> dict[str, Any]:
+    value, usually = f"{drift.value:.3g}", f"{drift.usual.median:.3g}"
+    of = f"{drift.usual.count} {drift.of}"
+    return {"acquisition": name, "figure": drift.figure, "value": value, "usually": usually, "of": of}
+
+
+def _resource(name: str) -> dict[str, str]:
+    return {"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name}
 
 
 def _show(results: Sequence[AcquisitionResult], store: Store) -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
-
-import numpy as np
-import tifffile
 
 from cmseg_core.evaluation.tables import format_table
 from cmseg_core.report.context import middle_sections
 from cmseg_core.report.figures import draw_organelles, draw_raw, encode_webp
 from cmseg_core.report.tables import number
-from cmseg_core.schema import Manifest, Taxonomy, Workspace
+from cmseg_core.schema import Workspace
 from cmseg_core.storage.store import Store
 from flows.console import DONE, Console
 from flows.environment import prepare
+from flows.published import Published
 
 PICTURE_PIXELS = 200
 """Longer side of a picture of a cell."""
@@ -47,11 +43,7 @@ def cells_to_review(store: Store, names: Sequence[str], top: int) -> list[CellTo
     top : int
         How many cells at most.
     """
-    found = [
-        _cell(store, name, row)
-        for name in names
-        for row in csv.DictReader(io.StringIO(store.get(f"acquisitions/{name}/cells.csv").decode()))
-    ]
+    found = [_cell(name, row) for name in names for row in Published(store, name).rows]
     return sorted(found, key=lambda cell: (-cell["review_score"], cell["acquisition"], cell["cell_id"]))[:top]
 
 
@@ -111,7 +103,7 @@ def show_review(console: Console, name: str | None, top: int, to: Path | None) -
     return DONE
 
 
-def _cell(store: Store, name: str, row: dict[str, Any]) -> CellToReview:
+def _cell(name: str, row: dict[str, Any]) -> CellToReview:
     stage = number(row["stage"])
     return {
         "acquisition": name,
@@ -128,12 +120,8 @@ def _pictures(store: Store, cell: CellToReview) -> list[str]:
     where the organelles could not be segmented."""
     if not store.exists(f"{cell['place']}/organelles.tif"):
         return []
-    manifest = Manifest.model_validate_json(store.get(f"acquisitions/{cell['acquisition']}/manifest.json"))
-    taxonomy = Taxonomy.model_validate(manifest.config["taxonomy"])
-    image, labels = (
-        np.asarray(tifffile.imread(io.BytesIO(store.get(f"{cell['place']}/{file}.tif"))))
-        for file in ("image", "organelles")
-    )
-    view = middle_sections(manifest.acquisition.voxel_size, image, organelles=labels)[0]
-    drawn = draw_raw(view, PICTURE_PIXELS), draw_organelles(view, taxonomy, PICTURE_PIXELS)
+    published = Published(store, cell["acquisition"])
+    image, labels = published.crop(cell["cell_id"])
+    view = middle_sections(published.manifest.acquisition.voxel_size, image, organelles=labels)[0]
+    drawn = draw_raw(view, PICTURE_PIXELS), draw_organelles(view, published.taxonomy, PICTURE_PIXELS)
     return [f"data:image/webp;base64,{base64.b64encode(encode_webp(one)).decode()}" for one in drawn]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from cmseg_core.errors import InputError
+from cmseg_core.evaluation.drift import Usual, cell_figures, usual
 from cmseg_core.organelles.augmentation import AugmentationConfig
 from cmseg_core.organelles.calibration import apply_temperature, fit_temperature
 from cmseg_core.organelles.dataset import Batch, Cube, LabelledCell, SectionSampler, cube_of, section_axes
@@ -238,6 +239,8 @@ def train(
         "epochs": len(history),
         "best": max(history, key=lambda row: row.get("mean_iou") or 0.0) if held_out else history[-1],
         "fine_tuned": initial is not None,
+        # Against which the nights are held.
+        "looks": {name: one.model_dump() for name, one in _looks(cells, taxonomy).items()},
     }
     learnt = sorted({axis for cube in cubes for axis in section_axes(cube.labels.shape, size)} | _known_axes(initial))
     weights = weights_of("mean", None, learnt, len(taxonomy))
@@ -245,6 +248,11 @@ def train(
     if held_out_cubes:
         model = _fitted(model, validation, held_out_cubes, learnt, preprocess)
     return TrainingResult(model, history)
+
+
+def _looks(cells: Sequence[LabelledCell], taxonomy: Taxonomy) -> dict[str, Usual]:
+    """Grey levels and shares of classes in the cells of a training."""
+    return usual(cell_figures(cell.image, cell.labels, taxonomy) for cell in cells)
 
 
 def _known_axes(initial: OrganelleModel | None) -> set[int]:

@@ -122,6 +122,23 @@ def full_reference(reference: str, role: Role, tracking_uri: str) -> str:
     return "packaged" if find_alias(name, CHAMPION, tracking_uri) is None else f"models:/{name}@{CHAMPION}"
 
 
+def pinned_reference(reference: str, role: Role, tracking_uri: str) -> str:
+    """The version that a word or an alias stands for now, as ``models:/name/version``; any other reference as it is.
+
+    Raises
+    ------
+    InputError
+        Where there is no such version.
+    ConnectionError
+        Where the registry cannot be reached.
+    """
+    reference = full_reference(reference, role, tracking_uri)
+    if not reference.startswith("models:") or "@" not in reference:
+        return reference
+    found = describe(reference, tracking_uri)
+    return f"models:/{found.name}/{found.version}"
+
+
 def packaged_model(role: Role) -> Path:
     """Path of the starter model that comes with the package."""
     path = Path(str(files("cmseg_core").joinpath(PACKAGED[role])))

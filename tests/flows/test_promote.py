@@ -259,4 +259,34 @@ def test_the_next_night_takes_the_new_champion_and_says_so(
     after = night("tuesday")
     assert [made["version"] for made in (before, after)] == ["1", "2"]
     assert [made["sha256"] for made in (before, after)] == [versions[v].tags["sha256"] for v in ("1", "2")]
-    assert after["reference"] == "models:/cmseg-unet@champion"
+    assert after["reference"] == "models:/cmseg-unet/2"
+
+
+def test_a_promotion_during_a_night_is_for_the_next_one(
+    local: Workspace,
+    uri: str,
+    tiny: Path,
+    config: PipelineConfig,
+    networks: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows import nightly
+    from flows.places import store_address
+
+    store, genuine = store_address(local).open(), nightly.process_acquisition
+
+    def process(request: Any) -> Any:
+        made = genuine(request)
+        register_file(networks(2), "cmseg-unet", "unet", uri, alias="champion")
+        return made
+
+    register_file(networks(1), "cmseg-unet", "unet", uri, alias="champion")
+    for name in ("first", "second"):
+        submit(str(tiny / "stack.tif"), name, store)
+    monkeypatch.setattr(nightly, "process_acquisition", process)
+    nightly.nightly(config=config, workspace=local)
+    made = [
+        json.loads(store.get(f"acquisitions/{name}/manifest.json"))["models"]["unet"] for name in ("first", "second")
+    ]
+    assert [one["version"] for one in made] == ["1", "1"]
+    assert len(list_versions(uri)) > 1

@@ -1,0 +1,60 @@
+"""A night tells where a result is unlike those before it, or unlike what its model learnt from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from cmseg_core.evaluation import drift
+from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
+from cmseg_core.storage.store import Store
+from flows.submit import submit
+
+
+def night(workspace: Workspace, config: PipelineConfig) -> None:
+    from flows.nightly import nightly
+
+    nightly(config=config, workspace=workspace)
+
+
+def test_an_acquisition_of_another_grey_is_told(
+    store: Store,
+    tiny: Path,
+    tiny_unet: Path,
+    config: PipelineConfig,
+    prefect_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from flows import nightly
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(nightly, "emit_event", lambda event, **rest: told.append({"event": event, **rest}))
+    monkeypatch.setattr(drift, "FEWEST", 2)
+    place: dict[str, Any] = {"workspace": tmp_path / "workspace", "store": store.uri, "s3_endpoint": store.endpoint}
+    workspace = Workspace(**place, unet=str(tiny_unet), mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    stack = tifffile.imread(tiny / "stack.tif")
+    size = VoxelSize.model_validate(VOXELS)
+
+    def taken(name: str, volume: np.ndarray) -> None:
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, volume, photometric="minisblack")
+        submit(str(path), name, store, voxel_size=size)
+        night(workspace, config)
+
+    for shift in range(3):
+        taken(f"usual-{shift}", np.clip(stack.astype(int) + shift, 0, 255).astype(np.uint8))
+    assert told == []
+    taken("dark", (stack * 0.5).astype(np.uint8))
+    (event,) = told
+    assert event["event"] == "cmseg.acquisition.drifted" and event["resource"]["prefect.resource.name"] == "dark"
+    assert "grey of a cell is" in caplog.text and "in 3 acquisitions before" in caplog.text
+    assert len(store.list("work/figures")) == 4
+
+
+VOXELS = {"z": 60, "y": 60, "x": 60}
