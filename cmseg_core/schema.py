@@ -400,6 +400,11 @@ class Workspace(BaseSettings):
     stage_model: str = "champion"
     """Model references: ``champion`` (``packaged`` where there is none), ``packaged``, a file, ``models:/name/version``
     or ``models:/name@alias``; for the cell-cycle stage also ``rule``, which does without a classifier."""
+    shadow: str | None = None
+    """A model of organelles, such as ``challenger``, that labels some cells of each acquisition again. The nights tell
+    how far it agrees with what is published; nothing of it is."""
+    shadow_cells: Annotated[int, Field(ge=1)] = 4
+    """Cells of each acquisition that it labels."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     block_edge: BlockEdge = 0
     """Voxels along each side of the blocks in which cells are told apart, a multiple of 64; 0 takes the largest of 256,

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
 from cmseg_core.errors import InputError
-from cmseg_core.evaluation.drift import Drift
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.storage.store import Store
-from cmseg_core.tracking.registry import Role, pinned_reference, resolve_model
+from cmseg_core.tracking.registry import Role, pinned_reference
 from flows.cluster import on_cluster
-from flows.drift import drift_of
 from flows.environment import prepare
+from flows.morning import resource_of, show, tell_drift
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
-from flows.review import cells_to_review, illustrated
 from tasks.check import stages_of
 from tasks.claims import LEASE_SECONDS, Claim, abandoned, claim, forget
 from tasks.landing import (
@@ -49,8 +44,6 @@ ATTEMPTS = 2
 """A fault that is not the input's gets a second chance: what was computed before it is not computed again."""
 PAUSES = (60.0, 600.0)
 """Seconds before the night takes up again what a failing disk or service made wait."""
-WORST = 8
-"""Cells that the night shows as pictures."""
 DONE = ("published", "quarantined")
 MOST_DEATHS = 3
 """An acquisition over which so many workers died is set aside, or it would end every night."""
@@ -131,8 +124,8 @@ def nightly(
         if pause is not None:
             time.sleep(pause * random.uniform(0.8, 1.2))
     ended = list(results.values())
-    _show(ended, store)
-    _tell_drift(ended, store, pinned or workspace)
+    show(ended, store)
+    tell_drift(ended, store, pinned or workspace)
     if any(result.state == "waiting" for result in ended):
         raise Unfinished(ended)
     return ended
@@ -271,6 +264,8 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         workspace=workspace.workspace,
         max_memory_gb=workspace.max_memory_gb,
         block_edge=workspace.block_edge,
+        shadow=workspace.shadow,
+        shadow_cells=workspace.shadow_cells,
     )
 
 
@@ -278,61 +273,7 @@ def _set_aside(store: Store, name: str, reason: str, mend: str, kind: Kind) -> A
     location = quarantine(store, name, reason, mend, kind)
     emit_event(
         "cmseg.acquisition.quarantined",
-        resource=_resource(name),
+        resource=resource_of(name),
         payload={"reason": reason, "mend": mend, "kind": kind},
     )
     return AcquisitionResult(name=name, state="quarantined", reason=reason, location=location)
-
-
-def _tell_drift(results: Sequence[AcquisitionResult], store: Store, workspace: Workspace) -> None:
-    """Tell what is unusual about the results; a comparison that fails takes nothing from them."""
-    published = [result.name for result in results if result.state == "published" and result.recomputed]
-    if not published:
-        return
-    rows: list[dict[str, Any]] = []
-    try:
-        unet = resolve_model(workspace.unet, "unet", tracking_uri(workspace), workspace.workspace / "models")
-        for name in published:
-            found = drift_of(store, name, unet)
-            rows += [_row(name, one) for one in found]
-            if found:
-                log.warning("%s is unusual: %s", name, "; ".join(map(str, found)))
-                emit_event("cmseg.acquisition.drifted", resource=_resource(name), payload={"reason": str(found[0])})
-    except Exception:
-        log.warning("whether the results are unusual could not be told", exc_info=True)
-    if rows:
-        create_table_artifact(key="drift", table=rows, description="What is unusual about the results of this night")
-
-
-def _row(name: str, drift: Drift) -> dict[str, Any]:
-    value, usually = f"{drift.value:.3g}", f"{drift.usual.median:.3g}"
-    of = f"{drift.usual.count} {drift.of}"
-    return {"acquisition": name, "figure": drift.figure, "value": value, "usually": usually, "of": of}
-
-
-def _resource(name: str) -> dict[str, str]:
-    return {"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name}
-
-
-def _show(results: Sequence[AcquisitionResult], store: Store) -> None:
-    """Leave the night's table, a link to every report, and the worst cells where Prefect shows them."""
-    table = [
-        {
-            "acquisition": result.name,
-            "state": result.state,
-            "cells": result.cells,
-            "cells quarantined": len(result.quarantined_cells),
-            "reason": result.reason or "",
-            "location": result.location,
-        }
-        for result in results
-    ]
-    create_table_artifact(key="night", table=table, description="What became of every new acquisition")
-    for result in results:
-        if result.state == "published":
-            key = "report-" + re.sub(r"[^a-z0-9]+", "-", result.name.lower()).strip("-")
-            create_markdown_artifact(key=key, markdown=f"[Report of {result.name}]({result.location}/report.html)")
-    published = [result.name for result in results if result.state == "published"]
-    if worst := cells_to_review(store, published, WORST):
-        told = "The cells of this night most in need of a look; `cmseg review` has them all"
-        create_markdown_artifact(key="review", markdown=illustrated(store, worst), description=told)

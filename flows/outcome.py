@@ -30,6 +30,8 @@ def described(result: AcquisitionResult) -> str:
         return f"{result.name}: waits for the next night, since a disk or a service failed: {result.reason}"
     lines = [f"{result.name}: {result.cells} cells in {result.location}"]
     lines += [f"  cell {cell} is quarantined: {reason}" for cell, reason in result.quarantined_cells.items()]
+    if result.shadow:
+        lines.append(f"  {result.shadow}")
     if not result.recomputed:
         lines.append("nothing was computed: the same result was there already")
     for table in _tables(result.evaluation or {}):

@@ -22,6 +22,7 @@ from cmseg_core.storage import manifest
 from cmseg_core.storage.stages import StageRef
 from cmseg_core.tracking.registry import ResolvedModel
 from flows.separation import find_and_separate
+from flows.shadow import shadowed
 from tasks.assemble import assemble
 from tasks.check import Checked, check
 from tasks.deliver import Made, deliver
@@ -88,13 +89,15 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
             out=request.out,
         )
         evaluation = made.evaluate and opened(made.evaluate, request.address).read_json("evaluation.json")
+        regions = regions_of(made.instances, request.address)
         return AcquisitionResult(
             name=request.name,
             state="published",
             location=location,
-            cells=len(regions_of(made.instances, request.address)),
+            cells=len(regions),
             quarantined_cells=made.quarantined_cells,
             evaluation=evaluation,
+            shadow=shadowed(request, checked, regions, made.organelles, made.preprocess, made.instances, taxonomy),
         )
 
 

@@ -63,6 +63,8 @@ class AcquisitionRequest(Frozen):
         Acquisitions that would need more are refused.
     block_edge : int
         Of the blocks in which cells are told apart, in voxels of the working grid; 0 takes what the memory allows.
+    shadow : str, optional
+        Reference of a model of organelles that labels `shadow_cells` cells again, for comparison.
     """
 
     name: AcquisitionName
@@ -85,11 +87,36 @@ class AcquisitionRequest(Frozen):
     workspace: Path
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     block_edge: BlockEdge = 0
+    shadow: str | None = None
+    shadow_cells: Annotated[int, Field(ge=1)] = 4
 
     @property
     def address(self) -> StoreAddress:
         """Where the store is."""
         return StoreAddress(uri=self.store, endpoint=self.s3_endpoint, region=self.s3_region)
+
+
+class Shadow(Frozen):
+    """How far a model in shadow agrees with what was published.
+
+    Attributes
+    ----------
+    reference, version : str
+        The model.
+    cells : int
+        That it labelled.
+    iou : dict
+        Class to the IoU of what both say, all cells together; None where neither found it.
+    """
+
+    reference: str
+    version: str
+    cells: int
+    iou: dict[str, float | None]
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in self.iou.items())
+        return f"{self.reference} (version {self.version}) in shadow agrees on {self.cells} cells: {said}"
 
 
 class AcquisitionResult(Frozen):
@@ -112,6 +139,8 @@ class AcquisitionResult(Frozen):
         Content of ``evaluation.json``.
     recomputed : bool
         False where the same result was there already.
+    shadow : Shadow, optional
+        Where a model was in shadow.
     """
 
     name: str
@@ -122,3 +151,4 @@ class AcquisitionResult(Frozen):
     quarantined_cells: dict[str, str] = Field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     recomputed: bool = True
+    shadow: Shadow | None = None

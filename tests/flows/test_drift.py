@@ -31,15 +31,15 @@ def test_an_acquisition_of_another_grey_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from flows import nightly
+    from flows import morning
 
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(nightly, "emit_event", lambda event, **rest: told.append({"event": event, **rest}))
+    monkeypatch.setattr(morning, "emit_event", lambda event, **rest: told.append({"event": event, **rest}))
     monkeypatch.setattr(drift, "FEWEST", 2)
     place: dict[str, Any] = {"workspace": tmp_path / "workspace", "store": store.uri, "s3_endpoint": store.endpoint}
     workspace = Workspace(**place, unet=str(tiny_unet), mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     stack = tifffile.imread(tiny / "stack.tif")
-    size = VoxelSize.model_validate(VOXELS)
+    size = VoxelSize(z=60, y=60, x=60)
 
     def taken(name: str, volume: np.ndarray) -> None:
         path = tmp_path / f"{name}.tif"
@@ -55,6 +55,3 @@ def test_an_acquisition_of_another_grey_is_told(
     assert event["event"] == "cmseg.acquisition.drifted" and event["resource"]["prefect.resource.name"] == "dark"
     assert "grey of a cell is" in caplog.text and "in 3 acquisitions before" in caplog.text
     assert len(store.list("work/figures")) == 4
-
-
-VOXELS = {"z": 60, "y": 60, "x": 60}
