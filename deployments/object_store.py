@@ -24,7 +24,8 @@ START_SECONDS = 60.0
 ATTEMPTS = 3
 _SERVERS = ("s3", "master", "volume", "filer", "admin")
 OWNER = "cmseg"
-_EVERYTHING = ("Admin", "Read", "Write", "List", "Tagging")
+EVERYTHING = ("Admin", "Read", "Write", "List", "Tagging")
+"""What the owner of the store may do."""
 _ADMIN_STEP, _HIGHEST = 10_000, 65_535
 """What the admin server's second port is above its first one, whatever it was told: its own worker calls there."""
 
@@ -146,17 +147,17 @@ def weed_program() -> Path:
 
 def _write_options(folder: Path, port: int) -> None:
     """New ports for the servers behind S3 at every start: a former one may have been taken."""
-    _signing_keys(folder / "security.toml")
+    close_servers(folder / "security.toml")
     ports = free_ports(2 * len(_SERVERS))
     ports[0] = port
     admin = 2 * _SERVERS.index("admin")
     while not (ports[admin] <= _HIGHEST - _ADMIN_STEP and port_is_free(ports[admin] + _ADMIN_STEP)):
         ports[admin] = free_ports(1)[0]
     ports[admin + 1] = ports[admin] + _ADMIN_STEP
-    write_private(folder / "weed.options", _options(folder, ports))
+    write_private(folder / "weed.options", options_of(folder, ports))
 
 
-def _options(folder: Path, ports: list[int]) -> str:
+def options_of(folder: Path, ports: list[int]) -> str:
     """The options as a file: on the command line every user of the machine could read the password."""
     options = {
         "dir": folder / "data",
@@ -182,7 +183,7 @@ def _options(folder: Path, ports: list[int]) -> str:
     return "".join(f"{name}={value}\n" for name, value in options.items())
 
 
-def credentials(folder: Path, identity: str = OWNER, actions: Sequence[str] = _EVERYTHING) -> tuple[str, str]:
+def credentials(folder: Path, identity: str = OWNER, actions: Sequence[str] = EVERYTHING) -> tuple[str, str]:
     """Access key and secret key of an identity of the store on a folder, made at the first call.
 
     Parameters
@@ -205,7 +206,7 @@ def credentials(folder: Path, identity: str = OWNER, actions: Sequence[str] = _E
     return mine["credentials"][0]["accessKey"], mine["credentials"][0]["secretKey"]
 
 
-def _signing_keys(path: Path) -> None:
+def close_servers(path: Path) -> None:
     """Close the servers behind S3, which would otherwise serve every bucket to any user of the machine."""
     if not path.exists():
         tables = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")

@@ -29,7 +29,7 @@ BUCKET = "s3://cmseg"
 _BUCKET = BUCKET.removeprefix("s3://")
 _READS = (f"Read:{_BUCKET}", f"List:{_BUCKET}")
 _RESULTS = tuple(f"Write:{_BUCKET}/{folder}/*" for folder in ("acquisitions", "quarantine", "work"))
-_MAY_DO = {
+MAY_DO = {
     # Raw data is neither changed nor deleted by what runs at night.
     "worker": (*_READS, *_RESULTS),
     "people": (*_READS, *_RESULTS, f"Write:{_BUCKET}/incoming/*", f"Write:{_BUCKET}/datasets/*"),
@@ -206,7 +206,7 @@ class Stack:
     def store_environment(self, settings: StackSettings, identity: str) -> dict[str, str]:
         """Variables under which an identity reaches the object store; it may do no more than it needs to."""
         folder = self._made("s3")
-        actions = _MAY_DO.get(identity)
+        actions = MAY_DO.get(identity)
         keys = object_store.credentials(folder, identity, actions) if actions else object_store.credentials(folder)
         return object_store.client_environment(object_store.endpoint_of(settings.s3_port), *keys)
 
