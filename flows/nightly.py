@@ -16,6 +16,7 @@ from prefect.events import emit_event
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
+from cmseg_core.storage.stages import DAMAGED
 from cmseg_core.storage.store import Store
 from cmseg_core.tracking.registry import Role, pinned_reference
 from flows.cluster import on_cluster
@@ -223,6 +224,11 @@ def _why(name: str, error: Exception, folder: Path) -> tuple[str, str, Kind]:
     if isinstance(error, InputError):
         return f"{error.subject}: {error.reason}".replace(f"{folder}/", ""), error.mend, "input"
     log.error("%s failed", name, exc_info=error)
+    if DAMAGED in str(error):
+        mend = (
+            "see whether a disk fails; remove work/ from the store, and try it again with `cmseg nightly` and its name"
+        )
+        return "what an earlier step left in the store was altered since, but can be computed again", mend, "fault"
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return reason, "see the log of the run; then `cmseg nightly` with its name", "fault"
 

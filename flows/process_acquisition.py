@@ -19,7 +19,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.instances.regions import CellRegion, crop_box
 from cmseg_core.schema import Manifest, Taxonomy
 from cmseg_core.storage import manifest
-from cmseg_core.storage.stages import StageRef
+from cmseg_core.storage.stages import DAMAGED, StageRef
 from cmseg_core.tracking.registry import ResolvedModel
 from flows.separation import find_and_separate
 from flows.shadow import shadowed
@@ -229,8 +229,8 @@ def _gather(
 ) -> tuple[dict[int, StageRef], dict[str, str]]:
     """What became of each cell: its output, or the reason why there is none.
 
-    A cell is quarantined for what is wrong with it. Where a disk or a service failed, nothing is wrong with the cell,
-    and a result without it must not be published: that failure is raised.
+    A cell is quarantined for what is wrong with it. Where a disk or a service failed, or has altered what an earlier
+    step had left, nothing is wrong with the cell, and a result without it must not be published: that is raised.
     """
     done: dict[int, StageRef] = {}
     failed: dict[str, str] = {}
@@ -239,7 +239,7 @@ def _gather(
         if isinstance(result, StageRef):
             done[region.cell_id] = result
             log.info("%s: cell %d, %d of %d", result.stage, region.cell_id, len(done) + len(failed), len(regions))
-        elif isinstance(result, BaseException) and may_pass(result):
+        elif isinstance(result, BaseException) and (may_pass(result) or DAMAGED in str(result)):
             raise result
         else:
             failed[str(region.cell_id)] = _reason(result)

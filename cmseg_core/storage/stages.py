@@ -106,6 +106,10 @@ class StageRef(Frozen):
     key: str
 
 
+DAMAGED = "doesn't match checksum"
+"""Part of the error of whoever reads an array that has changed since it was written."""
+
+
 class StageOutput:
     """What one stage made, or is about to make.
 
@@ -279,7 +283,9 @@ class StageOutput:
                 dtype=np.dtype(dtype),
                 chunks=chunks,
                 shards=shards,
-                compressors=ZstdCodec(level=1),
+                compressors=ZstdCodec(
+                    level=1, checksum=True
+                ),  # what was damaged at rest is not read as if it were whole
                 fill_value=0,
                 zarr_format=3,
             )

@@ -182,6 +182,30 @@ def test_a_cell_is_not_quarantined_for_what_its_service_did(
     assert result.state == "published" and result.quarantined_cells == {} and result.cells == 3
 
 
+def test_a_step_that_was_damaged_at_rest_sets_the_acquisition_aside_and_no_cell(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cmseg_core.storage.stages import StageOutput
+
+    genuine = StageOutput.commit
+
+    def commit(self: StageOutput, *args: Any, **options: Any) -> None:
+        genuine(self, *args, **options)
+        if self.stage == "preprocess":
+            (shard,) = [key for key in self.store.list(f"{self.prefix}/image") if "/c/" in key]
+            whole = self.store.get(shard)
+            self.store.put(shard, whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:])
+
+    submit(str(tiny / "stack.tif"), "rotten", store)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageOutput, "commit", commit)
+        (result,) = night(local, config)
+    assert result.state == "quarantined" and "was altered since" in str(result.reason)
+    store.delete("work")
+    (mended,) = night(local, config, names=["rotten"])
+    assert (mended.state, mended.cells, mended.quarantined_cells) == ("published", 3, {})
+
+
 def test_submission_that_leads_astray_is_quarantined_unread(
     local: Workspace, store: Store, tiny: Path, config: PipelineConfig
 ) -> None:

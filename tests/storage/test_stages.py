@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import InstancesConfig
-from cmseg_core.storage.stages import StageOutput, StageRef, canonical_json, layout, slabs, stage_key
+from cmseg_core.storage.stages import DAMAGED, StageOutput, StageRef, canonical_json, layout, slabs, stage_key
 from cmseg_core.storage.store import Store
 from cmseg_core.storage.tables import pack, unpack
 
@@ -190,3 +190,17 @@ def test_a_reference_belongs_to_its_store(tmp_path: Path) -> None:
         StageOutput.from_reference(ref, Store.open(tmp_path / "b"))
     with pytest.raises(ValidationError):
         StageRef(uri="a", stage="b", key="c", array=[1])
+
+
+def test_a_flipped_byte_in_an_output_is_found_as_it_is_read(store: Store) -> None:
+    output = StageOutput(store, "cells", KEY)
+    grey = np.random.default_rng(0).integers(0, 40, (64, 64, 64)).astype(np.uint8)
+    output.create_array("image", grey.shape, np.uint8)[:] = grey
+    (shard,) = [key for key in store.list(output.prefix) if "/c/" in key]
+    whole = store.get(shard)
+    for position in range(100, len(whole) - 200, len(whole) // 20):
+        store.put(shard, whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(RuntimeError, match=DAMAGED):
+            output.array("image")[:]
+    store.put(shard, whole)
+    assert np.array_equal(output.array("image")[:], grey)
