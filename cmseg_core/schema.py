@@ -405,6 +405,9 @@ class Workspace(BaseSettings):
     how far it agrees with what is published; nothing of it is."""
     shadow_cells: Annotated[int, Field(ge=1)] = 4
     """Cells of each acquisition that it labels."""
+    network_limit: str | None = None
+    """Global concurrency limit of Prefect of which every step that asks a network takes a slot, over all workers of a
+    night; it must exist. By default nothing limits them."""
     max_memory_gb: Annotated[float, Field(gt=0)] = 8.0
     block_edge: BlockEdge = 0
     """Voxels along each side of the blocks in which cells are told apart, a multiple of 64; 0 takes the largest of 256,

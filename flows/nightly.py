@@ -37,6 +37,7 @@ from tasks.landing import (
     waiting,
 )
 from tasks.request import AcquisitionRequest, AcquisitionResult
+from tasks.slots import check_limit
 from tasks.stage import may_pass
 
 log = logging.getLogger("cmseg.flows")
@@ -114,6 +115,7 @@ def nightly(
     pinned: Workspace | None = None
     for pause in (*PAUSES, None):
         try:
+            check_limit(workspace.network_limit)
             pinned = pinned or _pinned(workspace, config)
             _round(store, names, config, pinned, results)
             if not any(result.state == "waiting" for result in results.values()):
@@ -272,6 +274,7 @@ def _request(name: str, config: PipelineConfig, workspace: Workspace, store: Sto
         block_edge=workspace.block_edge,
         shadow=workspace.shadow,
         shadow_cells=workspace.shadow_cells,
+        network_limit=workspace.network_limit,
     )
 
 

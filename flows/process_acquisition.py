@@ -126,6 +126,7 @@ def _compute(
         sam=checked.models.get("sam"),
         edge=checked.block_edge,
         store=store,
+        limit=request.network_limit,
     )
     regions = regions_of(separated, store)
     log.info("%s: labelling %d cells", request.name, len(regions))
@@ -140,6 +141,7 @@ def _compute(
             config=unmapped(config.organelles),
             preprocess=unmapped(config.preprocess),
             store=unmapped(store),
+            limit=unmapped(request.network_limit),
         ),
     )
     if failed and not labelled:

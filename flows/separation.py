@@ -30,6 +30,7 @@ def find_and_separate(
     sam: ResolvedModel | None,
     edge: int,
     store: StoreAddress,
+    limit: str | None = None,
 ) -> tuple[StageRef, StageRef]:
     """Find the cells of an acquisition and tell them apart.
 
@@ -47,6 +48,8 @@ def find_and_separate(
         Of a block in voxels of the working grid, a multiple of 64. It decides how much memory is needed, and nothing
         else.
     store : StoreAddress
+    limit : str, optional
+        See :func:`tasks.slots.slot`.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def find_and_separate(
         preprocessed=preprocessed, voxel_size=voxel_size, pixel_nm=finding.working_pixel_nm(config), store=store
     )
     grid = volume_shape(opened(working, store).array("image"))
-    evidence = _evidence(working, grid, config, sam, edge, store)
+    evidence = _evidence(working, grid, config, sam, edge, store, limit)
     voxel = covering_voxel(shape, grid, voxel_size)
     cell = config.cell_diameter_nm
     made = parting.instances_output(evidence, shape, voxel_size, cell, instances, store)
@@ -99,6 +102,7 @@ def _evidence(
     sam: ResolvedModel | None,
     edge: int,
     store: StoreAddress,
+    limit: str | None,
 ) -> StageRef:
     if config.method == "threshold":
         threshold = finding.choose_threshold(working=working, store=store)
@@ -118,7 +122,9 @@ def _evidence(
         for axis in range(config.directions)
         for start, stop in section_runs(grid[axis], config)
     ]
-    looks = in_parts(looking, runs, finding.look_at_sections, working=working, config=config, sam=sam, store=store)
+    looks = in_parts(
+        looking, runs, finding.look_at_sections, working=working, config=config, sam=sam, store=store, limit=limit
+    )
     return in_parts(output, blocks(grid, edge), finding.combine_looks, looks=looks, config=config, store=store)
 
 

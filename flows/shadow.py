@@ -62,6 +62,7 @@ def shadowed(
                 config=request.config.organelles,
                 preprocess=request.config.preprocess,
                 store=request.address,
+                limit=request.network_limit,
             )
             published, other = (
                 np.asarray(opened(one, request.address).array("labels")[:]) for one in (labelled[region.cell_id], again)

@@ -20,6 +20,7 @@ from cmseg_core.schema import ForegroundConfig, VoxelSize
 from cmseg_core.storage.stages import CHUNK, StageOutput, StageRef, slabs
 from cmseg_core.tracking.registry import ResolvedModel
 from tasks.request import StoreAddress
+from tasks.slots import slot
 from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shape
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def look_at_sections(
     config: ForegroundConfig,
     sam: ResolvedModel,
     store: StoreAddress,
+    limit: str | None = None,
 ) -> None:
     """See the cells of a run of sections."""
     # PyTorch takes seconds to import: a run that resumes after this stage does without.
@@ -111,7 +113,8 @@ def look_at_sections(
     sections = np.ascontiguousarray(np.moveaxis(np.asarray(image[wanted]), part.axis, 0))
     with _LOADING:
         finder = _finder(sam.path, sam.sha256, config.model_dump_json())
-    seen = look(sections, part.start - first, part.stop - first, working_pixel_nm(config), finder)
+    with slot(limit):
+        seen = look(sections, part.start - first, part.stop - first, working_pixel_nm(config), finder)
     made = opened(output, store)
     for name, values in zip(("probability", "interior"), seen, strict=True):
         made.array(f"{name}-{part.axis}", writable=True)[part.start : part.stop] = values

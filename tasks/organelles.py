@@ -11,6 +11,7 @@ from cmseg_core.storage.stages import StageRef
 from cmseg_core.tracking.registry import ResolvedModel
 from tasks.models import organelle_model
 from tasks.request import StoreAddress
+from tasks.slots import slot
 from tasks.stage import HOUR, RESUMABLE, opened, stage_output, volume_shape
 
 REVISION = 3
@@ -27,6 +28,7 @@ def organelles(
     config: OrganellesConfig,
     preprocess: PreprocessConfig,
     store: StoreAddress,
+    limit: str | None = None,
 ) -> StageRef:
     """Label the organelles of one cell: ``labels`` and ``confidence`` on the native grid of its crop."""
     inputs = {"preprocess": preprocessed.key, "instances": separated.key, "unet": unet.sha256}
@@ -41,15 +43,16 @@ def organelles(
         box = crop_box(region, volume_shape(image), voxel_size, config.margin_nm)
         ids = np.asarray(opened(separated, store).array("cells")[box])
         own = ids == region.cell_id
-        found = segment_cell(
-            np.ascontiguousarray(image[box]),
-            own,
-            (ids > 0) & ~own,
-            voxel_size,
-            organelle_model(unet),
-            config,
-            preprocess,
-        )
+        with slot(limit):
+            found = segment_cell(
+                np.ascontiguousarray(image[box]),
+                own,
+                (ids > 0) & ~own,
+                voxel_size,
+                organelle_model(unet),
+                config,
+                preprocess,
+            )
         output.create_array("labels", found.labels.shape, np.uint8)[:] = found.labels
         output.create_array("confidence", found.confidence.shape, np.uint8)[:] = found.confidence
         output.commit({"disagreement": found.disagreement, "expected_iou": found.expected_iou})

@@ -65,6 +65,8 @@ class AcquisitionRequest(Frozen):
         Of the blocks in which cells are told apart, in voxels of the working grid; 0 takes what the memory allows.
     shadow : str, optional
         Reference of a model of organelles that labels `shadow_cells` cells again, for comparison.
+    network_limit : str, optional
+        Global concurrency limit of Prefect of which every step that asks a network takes a slot.
     """
 
     name: AcquisitionName
@@ -89,6 +91,7 @@ class AcquisitionRequest(Frozen):
     block_edge: BlockEdge = 0
     shadow: str | None = None
     shadow_cells: Annotated[int, Field(ge=1)] = 4
+    network_limit: str | None = None
 
     @property
     def address(self) -> StoreAddress:

@@ -14,6 +14,7 @@ import zarr
 from obstore import exceptions as failures
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import ConcurrencySlotAcquisitionError
 from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel
 
@@ -27,6 +28,7 @@ SLAB = 64
 """Sections that a stage holds at a time, and the depth of a shard of the volumes it writes."""
 _PASSING = (
     StoreRefusal,
+    ConcurrencySlotAcquisitionError,
     failures.GenericError,
     failures.JoinError,
     failures.PermissionDeniedError,

@@ -210,6 +210,11 @@ def test_submit_nightly_status(
     assert found["bad"]["reason"]
     assert (tmp_path / "store" / "quarantine" / "bad" / "reason.json").is_file()
     assert cmseg("status", "good", **place).status == 0
+    review = cmseg("review", "--top", 2, "--to", tmp_path / "look", "--json", **place).document()
+    scores = [cell["review_score"] for cell in review["cells"]]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    assert all((tmp_path / "look" / "good" / str(c["cell_id"]) / "organelles.tif").is_file() for c in review["cells"])
+    assert cmseg("review", "nobody", **place).status == 2
     assert cmseg("status", "nobody", **place).status == 2
 
     quiet = cmseg("nightly", "--config", threshold, "--json", **place)
