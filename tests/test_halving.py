@@ -25,9 +25,7 @@ class Machine:
 OUT_OF_MEMORY = (
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
-    ),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
     ValueError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes."),
     ValueError("OOM when allocating tensor with shape[32,256,256,64] and type float"),
 )
