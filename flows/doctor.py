@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmseg_core.errors import InputError
+from cmseg_core.machine import machine_limit_gb
 from cmseg_core.schema import Frozen, Workspace
 from cmseg_core.tracking.registry import PACKAGED, resolve_model
 from flows.console import BAD_INPUT, DONE, Console, one_line
@@ -83,7 +84,7 @@ def _machine(workspace: Workspace) -> Iterator[Finding]:
     detail = f"{threads} of {cores} cores"
     state = "note" if threads > cores else "ok"
     yield Finding(subject="threads", state=state, detail=detail)
-    free = psutil.virtual_memory().available / GIGABYTE
+    free = min(psutil.virtual_memory().available / GIGABYTE, machine_limit_gb())
     enough = free >= workspace.max_memory_gb
     detail = f"{free:.1f} GB free, runs may use {workspace.max_memory_gb:g} GB"
     detail += "" if enough else "; lower CMSEG_MAX_MEMORY_GB"

@@ -8,6 +8,7 @@ import numpy as np
 
 from cmseg_core.errors import InputError
 from cmseg_core.instances.landscape import landscape_halo
+from cmseg_core.machine import machine_limit_gb
 from cmseg_core.preprocess.regrid import covering_voxel
 from cmseg_core.preprocess.resample import Grid, working_shape
 from cmseg_core.schema import VoxelSize
@@ -26,14 +27,14 @@ BASE_GB = 1.5
 
 
 def plan_blocks(request: AcquisitionRequest, shape: Grid, dtype: np.dtype, voxel_size: VoxelSize) -> int:
-    """Edge of the largest blocks for which the memory that a request allows is enough.
+    """Edge of the largest blocks for which the memory is enough that a request, and the machine, allow.
 
     Raises
     ------
     InputError
         Where it is not enough for the smallest ones either.
     """
-    config = request.config
+    config, allowed = request.config, min(request.max_memory_gb, machine_limit_gb())
     section = shape[1] * shape[2]
     slabs = section * min(SLAB, shape[0]) * (2 * dtype.itemsize + 4)
     truth = section * shape[0] * 2 * sum(path is not None for path in (request.truth_cells, request.truth_organelles))
@@ -45,10 +46,12 @@ def plan_blocks(request: AcquisitionRequest, shape: Grid, dtype: np.dtype, voxel
         block = math.prod(min(n, edge + 2 * margin) for n, margin in zip(grid, halo, strict=True)) * BLOCK_BYTES
         working = max(block, grid[1] * grid[2] * SECTION_BYTES)
         need = BASE_GB + (max(working, slabs) + truth) / 1e9
-        if need <= request.max_memory_gb:
+        if need <= allowed:
             return edge
-    raise InputError(
-        request.origin or request.source,
-        f"needs about {need:.1f} GB of memory, the limit is {request.max_memory_gb:g} GB",
-        "raise --max-memory, set a smaller foreground.cell_diameter_px, or cut the field into smaller ones",
-    )
+    source, reason = request.origin or request.source, f"needs about {need:.1f} GB of memory"
+    smaller = "set a smaller foreground.cell_diameter_px, or cut the field into smaller ones"
+    if allowed < request.max_memory_gb:
+        raise InputError(
+            source, f"{reason}, this machine or container has {allowed:.1f} GB", f"give it more, {smaller}"
+        )
+    raise InputError(source, f"{reason}, the limit is {request.max_memory_gb:g} GB", f"raise --max-memory, {smaller}")
