@@ -48,13 +48,14 @@ def cells_to_review(store: Store, names: Sequence[str], top: int) -> list[CellTo
 
 
 def illustrated(store: Store, cells: Sequence[CellToReview]) -> str:
-    """Cells as a Markdown table, each with the middle of its crop, before and after."""
-    lines = ["| cell | score | flags | middle section | what was found |", "| --- | --- | --- | --- | --- |"]
+    """Cells as Markdown, each with the middle of its crop, before and after."""
+    shown = []
     for cell in cells:
-        pictures = [f"![cell {cell['cell_id']}]({url})" for url in _pictures(store, cell)] or ["", "none"]
-        name, score = f"{cell['acquisition']}, cell {cell['cell_id']}", f"{cell['review_score']:.2f}"
-        lines.append(f"| {' | '.join([name, score, ', '.join(cell['flags']), *pictures])} |")
-    return "\n".join(lines)
+        flags = ", ".join(cell["flags"]) or "no flags"
+        pictures = " ".join(f"![cell {cell['cell_id']}]({url})" for url in _pictures(store, cell))
+        title = f"**{cell['acquisition']}, cell {cell['cell_id']}**: review score {cell['review_score']:.2f}, {flags}"
+        shown.append(f"{title}\n\n{pictures or 'its organelles could not be segmented'}")
+    return "\n\n".join(shown)
 
 
 def fetch_cells(store: Store, cells: Sequence[CellToReview], folder: Path) -> tuple[list[str], list[str]]:

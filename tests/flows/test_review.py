@@ -59,4 +59,8 @@ def test_a_cell_without_organelles_is_shown_without_a_picture(store: Store) -> N
     cell = CellToReview(
         acquisition="one", cell_id=3, review_score=1.0, stage=None, flags=["failed"], place="acquisitions/one/cells/3"
     )
-    assert illustrated(store, [cell]).splitlines()[2] == "| one, cell 3 | 1.00 | failed |  | none |"
+    assert illustrated(store, [cell]).splitlines() == [
+        "**one, cell 3**: review score 1.00, failed",
+        "",
+        "its organelles could not be segmented",
+    ]
