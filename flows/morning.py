@@ -25,8 +25,8 @@ WORST = 8
 """Cells that the night shows as pictures."""
 
 
-def show(results: Sequence[AcquisitionResult], store: Store) -> None:
-    """Leave the night's table, a link to every report, and the worst cells where Prefect shows them."""
+def show(results: Sequence[AcquisitionResult]) -> None:
+    """Leave the night's table and a link to every report where Prefect shows them, and how a model in shadow did."""
     table = [
         {
             "acquisition": result.name,
@@ -51,10 +51,17 @@ def show(results: Sequence[AcquisitionResult], store: Store) -> None:
         create_table_artifact(
             key="shadow", table=told, description="IoU of the model in shadow with what was published"
         )
+
+
+def show_worst(results: Sequence[AcquisitionResult], store: Store) -> None:
+    """Leave the worst cells as pictures; where that fails, it takes nothing from the results."""
     published = [result.name for result in results if result.state == "published"]
-    if worst := cells_to_review(store, published, WORST):
-        told = "The cells of this night most in need of a look; `cmseg review` has them all"
-        create_markdown_artifact(key="review", markdown=illustrated(store, worst), description=told)
+    told = "The cells of this night most in need of a look; `cmseg review` has them all"
+    try:
+        if worst := cells_to_review(store, published, WORST):
+            create_markdown_artifact(key="review", markdown=illustrated(store, worst), description=told)
+    except Exception:
+        log.warning("the worst cells could not be shown", exc_info=True)
 
 
 def tell_drift(results: Sequence[AcquisitionResult], store: Store, workspace: Workspace) -> None:

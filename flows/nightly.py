@@ -18,10 +18,10 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
 from cmseg_core.storage.stages import DAMAGED
 from cmseg_core.storage.store import Store
-from cmseg_core.tracking.registry import Role, pinned_reference
+from cmseg_core.tracking.registry import Role, pinned_reference, resolve_model
 from flows.cluster import on_cluster
 from flows.environment import prepare
-from flows.morning import resource_of, show, tell_drift
+from flows.morning import resource_of, show, show_worst, tell_drift
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
 from tasks.check import stages_of
@@ -36,7 +36,7 @@ from tasks.landing import (
     submitted,
     waiting,
 )
-from tasks.request import AcquisitionRequest, AcquisitionResult
+from tasks.request import STAGE_RULE, AcquisitionRequest, AcquisitionResult
 from tasks.slots import check_limit
 from tasks.stage import may_pass
 
@@ -127,7 +127,8 @@ def nightly(
         if pause is not None:
             time.sleep(pause * random.uniform(0.8, 1.2))
     ended = list(results.values())
-    show(ended, store)
+    show(ended)
+    show_worst(ended, store)
     tell_drift(ended, store, pinned or workspace)
     if any(result.state == "waiting" for result in ended):
         raise Unfinished(ended)
@@ -135,14 +136,19 @@ def nightly(
 
 
 def _pinned(workspace: Workspace, config: PipelineConfig) -> Workspace:
-    """The workspace with the models that are champions now: a promotion during the night is for the next one."""
+    """The workspace with the models that are champions now: a promotion during the night is for the next one.
+
+    A reference that leads nowhere is refused here, where no acquisition is blamed for it.
+    """
     roles: dict[str, Role] = {"unet": "unet", "stage_model": "stage"}
     if config.foreground.method == "sam":
         roles["sam"] = "sam"
     uri = tracking_uri(workspace)
-    return workspace.model_copy(
-        update={field: pinned_reference(getattr(workspace, field), role, uri) for field, role in roles.items()}
-    )
+    models = {field: pinned_reference(getattr(workspace, field), role, uri) for field, role in roles.items()}
+    for field, role in roles.items():
+        if models[field] != STAGE_RULE:
+            resolve_model(models[field], role, uri, workspace.workspace / "models")
+    return workspace.model_copy(update=models)
 
 
 def _round(

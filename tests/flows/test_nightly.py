@@ -158,6 +158,26 @@ def test_a_key_that_stops_to_be_right_quarantines_nothing(
     assert states(store) == {"good": "waiting"} and store.list("quarantine") == []
 
 
+def test_a_model_that_is_not_there_quarantines_nothing(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, tmp_path: Path
+) -> None:
+    submit(str(tiny / "stack.tif"), "good", store)
+    with pytest.raises(InputError, match="nothing.keras"):
+        night(local.model_copy(update={"unet": str(tmp_path / "nothing.keras")}), config)
+    assert states(store) == {"good": "waiting"} and store.list("quarantine") == []
+
+
+def test_pictures_that_cannot_be_made_take_nothing_from_a_night(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import morning
+
+    submit(str(tiny / "stack.tif"), "good", store)
+    monkeypatch.setattr(morning, "cells_to_review", failing(1, None))
+    (result,) = night(local, config)
+    assert result.state == "published"
+
+
 def test_a_cell_is_not_quarantined_for_what_its_service_did(
     store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
