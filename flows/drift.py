@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -36,18 +40,24 @@ class _Known(Frozen):
     cells: Figures
 
 
-def drift_of(store: Store, name: str, unet: ResolvedModel) -> list[Drift]:
-    """What is unusual about a published acquisition.
+def drift_of(store: Store, names: Sequence[str], unet: ResolvedModel) -> Iterator[tuple[str, Drift]]:
+    """What is unusual about published acquisitions.
 
-    It is compared with those that the same network labelled before it, and its cells with those that the network
+    Each is compared with those that the same network labelled before it, and its cells with those that the network
     learnt from, if the network of the night has labelled it.
     """
-    now = _known(store, name)
-    before = [one for one in (_known(store, other) for other in _before(store, name)) if one.unet == now.unet]
-    former = usual({**one.acquisition, **one.cells} for one in before[:EARLIER])
-    found = unusual({**now.acquisition, **now.cells}, former, "acquisitions before")
-    looks = _looks_of(unet.path) if unet.sha256 == now.unet else {}
-    return found + unusual(now.cells, looks, "cells of the training")
+    known = lru_cache(maxsize=None)(partial(_known, store))  # the acquisitions of a night share those before them
+    times = _times(store)
+    looks = _looks_of(unet.path)
+    for name in names:
+        now = known(name)
+        earlier = (known(other) for other in times if times[other] < times[name])
+        before = islice((one for one in earlier if one.unet == now.unet), EARLIER)
+        former = usual({**one.acquisition, **one.cells} for one in before)
+        found = unusual({**now.acquisition, **now.cells}, former, "acquisitions before")
+        if unet.sha256 == now.unet:
+            found += unusual(now.cells, looks, "cells of the training")
+        yield from ((name, one) for one in found)
 
 
 def _looks_of(unet: Path) -> dict[str, Usual]:
@@ -56,11 +66,13 @@ def _looks_of(unet: Path) -> dict[str, Usual]:
     return {name: Usual.model_validate(one) for name, one in looks.items()}
 
 
-def _before(store: Store, name: str) -> list[str]:
-    """Other published acquisitions, the latest first."""
-    manifests = {one: f"acquisitions/{one}/manifest.json" for one in store.folders("acquisitions") if one != name}
-    times = {one: store.modified(key) for one, key in manifests.items() if store.exists(key)}
-    return sorted(times, key=lambda one: times[one], reverse=True)[: 2 * EARLIER]
+def _times(store: Store) -> dict[str, datetime]:
+    """When each published acquisition was published, the latest first."""
+    times: dict[str, datetime] = {}
+    for name in store.folders("acquisitions"):
+        with suppress(KeyError):  # it is being published
+            times[name] = store.modified(f"acquisitions/{name}/manifest.json")
+    return dict(sorted(times.items(), key=lambda item: item[1], reverse=True))
 
 
 def _known(store: Store, name: str) -> _Known:

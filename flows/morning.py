@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -72,12 +74,11 @@ def tell_drift(results: Sequence[AcquisitionResult], store: Store, workspace: Wo
     rows: list[dict[str, Any]] = []
     try:
         unet = resolve_model(workspace.unet, "unet", tracking_uri(workspace), workspace.workspace / "models")
-        for name in published:
-            found = drift_of(store, name, unet)
-            rows += [_row(name, one) for one in found]
-            if found:
-                log.warning("%s is unusual: %s", name, "; ".join(map(str, found)))
-                emit_event("cmseg.acquisition.drifted", resource=resource_of(name), payload={"reason": str(found[0])})
+        for name, found in groupby(drift_of(store, published, unet), key=itemgetter(0)):
+            drifts = [drift for _, drift in found]
+            rows += [_row(name, one) for one in drifts]
+            log.warning("%s is unusual: %s", name, "; ".join(map(str, drifts)))
+            emit_event("cmseg.acquisition.drifted", resource=resource_of(name), payload={"reason": str(drifts[0])})
     except Exception:
         log.warning("whether the results are unusual could not be told", exc_info=True)
     if rows:

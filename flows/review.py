@@ -49,10 +49,12 @@ def cells_to_review(store: Store, names: Sequence[str], top: int) -> list[CellTo
 
 def illustrated(store: Store, cells: Sequence[CellToReview]) -> str:
     """Cells as Markdown, each with the middle of its crop, before and after."""
-    shown = []
+    shown, published = [], {name: Published(store, name) for name in {cell["acquisition"] for cell in cells}}
     for cell in cells:
         flags = ", ".join(cell["flags"]) or "no flags"
-        pictures = " ".join(f"![cell {cell['cell_id']}]({url})" for url in _pictures(store, cell))
+        pictures = " ".join(
+            f"![cell {cell['cell_id']}]({url})" for url in _pictures(published[cell["acquisition"]], cell)
+        )
         title = f"**{cell['acquisition']}, cell {cell['cell_id']}**: review score {cell['review_score']:.2f}, {flags}"
         shown.append(f"{title}\n\n{pictures or 'its organelles could not be segmented'}")
     return "\n\n".join(shown)
@@ -116,12 +118,11 @@ def _cell(name: str, row: dict[str, Any]) -> CellToReview:
     }
 
 
-def _pictures(store: Store, cell: CellToReview) -> list[str]:
+def _pictures(published: Published, cell: CellToReview) -> list[str]:
     """The middle section of a crop across its first axis, and its organelles, as addresses that hold the picture; none
     where the organelles could not be segmented."""
-    if not store.exists(f"{cell['place']}/organelles.tif"):
+    if not published.store.exists(f"{cell['place']}/organelles.tif"):
         return []
-    published = Published(store, cell["acquisition"])
     image, labels = published.crop(cell["cell_id"])
     view = middle_sections(published.manifest.acquisition.voxel_size, image, organelles=labels)[0]
     drawn = draw_raw(view, PICTURE_PIXELS), draw_organelles(view, published.taxonomy, PICTURE_PIXELS)

@@ -10,6 +10,7 @@ import pytest
 
 from cmseg_core.phantom import draw_field, write_acquisition
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
+from cmseg_core.storage.store import Store
 from flows.environment import prepare
 
 VOXEL_SIZE = VoxelSize(z=60, y=50, x=50)
@@ -75,3 +76,15 @@ def make_request(
         return AcquisitionRequest(**{**usual, **fields})
 
     return make
+
+
+@pytest.fixture
+def local(store: Store, tiny_unet: Path, prefect_home: Path, tmp_path: Path) -> Workspace:
+    """A workspace on the store under test."""
+    return Workspace(
+        workspace=tmp_path / "workspace",
+        store=store.uri,
+        s3_endpoint=store.endpoint,
+        unet=str(tiny_unet),
+        mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )

@@ -12,6 +12,8 @@ import tifffile
 from cmseg_core.evaluation import drift
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
 from cmseg_core.storage.store import Store
+from cmseg_core.tracking.registry import resolve_model
+from flows.drift import drift_of
 from flows.submit import submit
 
 
@@ -23,10 +25,10 @@ def night(workspace: Workspace, config: PipelineConfig) -> None:
 
 def test_an_acquisition_of_another_grey_is_told(
     store: Store,
+    local: Workspace,
     tiny: Path,
     tiny_unet: Path,
     config: PipelineConfig,
-    prefect_home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -36,8 +38,6 @@ def test_an_acquisition_of_another_grey_is_told(
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(morning, "emit_event", lambda event, **rest: told.append({"event": event, **rest}))
     monkeypatch.setattr(drift, "FEWEST", 2)
-    place: dict[str, Any] = {"workspace": tmp_path / "workspace", "store": store.uri, "s3_endpoint": store.endpoint}
-    workspace = Workspace(**place, unet=str(tiny_unet), mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     stack = tifffile.imread(tiny / "stack.tif")
     size = VoxelSize(z=60, y=60, x=60)
 
@@ -45,7 +45,7 @@ def test_an_acquisition_of_another_grey_is_told(
         path = tmp_path / f"{name}.tif"
         tifffile.imwrite(path, volume, photometric="minisblack")
         submit(str(path), name, store, voxel_size=size)
-        night(workspace, config)
+        night(local, config)
 
     for shift in range(3):
         taken(f"usual-{shift}", np.clip(stack.astype(int) + shift, 0, 255).astype(np.uint8))
@@ -55,3 +55,7 @@ def test_an_acquisition_of_another_grey_is_told(
     assert event["event"] == "cmseg.acquisition.drifted" and event["resource"]["prefect.resource.name"] == "dark"
     assert "grey of a cell is" in caplog.text and "in 3 acquisitions before" in caplog.text
     assert len(store.list("work/figures")) == 4
+    taken("later", stack)
+    unet = resolve_model(str(tiny_unet), "unet", "", tmp_path)
+    again = list(drift_of(store, ["dark"], unet))
+    assert again and {drift.usual.count for _, drift in again} == {3}, "what came later is not compared with"

@@ -28,18 +28,6 @@ def states(store: Store) -> dict[str, str]:
     return {entry["name"]: entry["state"] for entry in acquisition_states(store)}
 
 
-@pytest.fixture
-def local(store: Store, tiny_unet: Path, prefect_home: Path, tmp_path: Path) -> Workspace:
-    """A workspace on the store under test."""
-    return Workspace(
-        workspace=tmp_path / "workspace",
-        store=store.uri,
-        s3_endpoint=store.endpoint,
-        unet=str(tiny_unet),
-        mlflow_tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-    )
-
-
 def blank_stack(folder: Path) -> str:
     path = folder / "blank.tif"
     tifffile.imwrite(path, np.full((12, 32, 32), 7, np.uint8), photometric="minisblack")

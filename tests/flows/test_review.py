@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,17 +17,13 @@ from flows.submit import submit
 
 
 @pytest.fixture
-def published(
-    store: Store, tiny: Path, tiny_unet: Path, config: PipelineConfig, prefect_home: Path, tmp_path: Path
-) -> Store:
+def published(store: Store, local: Workspace, tiny: Path, config: PipelineConfig) -> Store:
     """A store with two published acquisitions of three cells each."""
     from flows.nightly import nightly
 
     for name, truth in (("one", None), ("two", str(tiny / "cells.tif"))):
         submit(str(tiny / "stack.tif"), name, store, truth_cells=truth)
-    place: dict[str, Any] = {"workspace": tmp_path / "workspace", "store": store.uri, "s3_endpoint": store.endpoint}
-    tracking = f"sqlite:///{tmp_path}/mlflow.db"
-    nightly(config=config, workspace=Workspace(**place, unet=str(tiny_unet), mlflow_tracking_uri=tracking))
+    nightly(config=config, workspace=local)
     return store
 
 
