@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,13 @@ def machine_limit_gb(root: Path = Path("/")) -> float:
         except (OSError, ValueError):  # there is none, or it says "max"
             continue
     return min(limits)
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA driver, and this process is not kept from its devices."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return False
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _limit_files(root: Path) -> Iterator[Path]:

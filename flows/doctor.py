@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import Literal
 
 from cmseg_core.errors import InputError
-from cmseg_core.machine import machine_limit_gb
+from cmseg_core.machine import has_gpu, machine_limit_gb
 from cmseg_core.schema import Frozen, Workspace
 from cmseg_core.tracking.registry import PACKAGED, resolve_model
 from flows.console import BAD_INPUT, DONE, Console, one_line
@@ -119,8 +118,7 @@ def _models(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _gpu(workspace: Workspace) -> Iterator[Finding]:
-    present = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-    if not present:
+    if not has_gpu():
         yield Finding(subject="gpu", state="note", detail="no NVIDIA driver: everything runs on the CPU")
         return
     import torch

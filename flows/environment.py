@@ -25,6 +25,11 @@ _WAITING = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "20000",
 }
+_GPU = {
+    # By default both take all memory of a GPU, where PyTorch and other workers need some, too.
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLI_PROMPT": "false",
@@ -72,7 +77,7 @@ def prepare(workspace: Workspace, *, training: bool = False) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(workspace.threads or cores)
     settings = dict.fromkeys(_THREADS, threads) | {"TF_NUM_INTEROP_THREADS": threads if training else "1"}
-    settings |= _WAITING | _QUIET | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
+    settings |= _WAITING | _GPU | _QUIET | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     logging.getLogger("cmseg").setLevel(logging.INFO)  # for the pages of runs, where Prefect is told to keep it

@@ -16,6 +16,7 @@ from cmseg_core.storage.stages import StageOutput, StageRef
 from cmseg_core.tracking.registry import ResolvedModel
 from tasks import foreground as finding
 from tasks import instances as parting
+from tasks.gpu import leave_gpu
 from tasks.request import StoreAddress
 from tasks.stage import SLAB, opened, volume_shape
 
@@ -122,9 +123,12 @@ def _evidence(
         for axis in range(config.directions)
         for start, stop in section_runs(grid[axis], config)
     ]
-    looks = in_parts(
-        looking, runs, finding.look_at_sections, working=working, config=config, sam=sam, store=store, limit=limit
-    )
+    try:
+        looks = in_parts(
+            looking, runs, finding.look_at_sections, working=working, config=config, sam=sam, store=store, limit=limit
+        )
+    finally:
+        leave_gpu()
     return in_parts(output, blocks(grid, edge), finding.combine_looks, looks=looks, config=config, store=store)
 
 

@@ -19,11 +19,13 @@ from cmseg_core.preprocess.resample import Grid, working_shape
 from cmseg_core.schema import ForegroundConfig, VoxelSize
 from cmseg_core.storage.stages import CHUNK, StageOutput, StageRef, slabs
 from cmseg_core.tracking.registry import ResolvedModel
+from tasks.gpu import on_gpu
 from tasks.request import StoreAddress
 from tasks.slots import slot
 from tasks.stage import HOUR, RESUMABLE, SLAB, opened, stage_output, volume_shape
 
 if TYPE_CHECKING:
+    from cmseg_core.foreground.evidence import Look
     from cmseg_core.foreground.generator import MaskGenerator
     from cmseg_core.foreground.reading import HeadReader
 
@@ -104,21 +106,25 @@ def look_at_sections(
     limit: str | None = None,
 ) -> None:
     """See the cells of a run of sections."""
-    # PyTorch takes seconds to import: a run that resumes after this stage does without.
-    from cmseg_core.foreground.evidence import look
-
     image = opened(working, store).array("image")
     first, last = around(part.start, part.stop, image.shape[part.axis])
     wanted = tuple(slice(first, last) if axis == part.axis else slice(None) for axis in range(3))
     sections = np.ascontiguousarray(np.moveaxis(np.asarray(image[wanted]), part.axis, 0))
-    with _LOADING:
-        finder = _finder(sam.path, sam.sha256, config.model_dump_json())
     with slot(limit):
-        seen = look(sections, part.start - first, part.stop - first, working_pixel_nm(config), finder)
+        seen = on_gpu(_seen, sections, part.start - first, part.stop - first, config, sam, apart=True)
     made = opened(output, store)
     for name, values in zip(("probability", "interior"), seen, strict=True):
         made.array(f"{name}-{part.axis}", writable=True)[part.start : part.stop] = values
     made.finish_part(part.name)
+
+
+def _seen(sections: np.ndarray, start: int, stop: int, config: ForegroundConfig, sam: ResolvedModel) -> Look:
+    # PyTorch takes seconds to import: a run that resumes after this stage does without.
+    from cmseg_core.foreground.evidence import look
+
+    with _LOADING:
+        finder = _finder(sam.path, sam.sha256, config.model_dump_json())
+    return look(sections, start, stop, working_pixel_nm(config), finder)
 
 
 @lru_cache(maxsize=1)

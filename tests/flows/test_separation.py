@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,22 @@ def test_sections_seen_in_runs_give_what_the_whole_volume_gives(separate: Separa
     forget(separate.store, "foreground", "landscape", "instances")
     assert same(separate(64, config, sam), whole)
     assert whole[0].any()
+
+
+def test_beside_a_gpu_sections_are_seen_in_another_process_and_alike(
+    separate: Separate, sam: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import foreground, gpu
+
+    config = ForegroundConfig(cell_diameter_px=32, points_per_side=4, directions=1)
+    whole = separate(256, config, sam)
+    forget(separate.store, "looks", "foreground", "landscape", "instances")
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    foreground._finder.cache_clear()
+    assert same(separate(256, config, sam), whole)
+    assert foreground._finder.cache_info().misses == 0, "the model was loaded in this process"
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("step", ["draw_landscape", "find_basins", "sum_cells"])
