@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import tasks
+import tasks.models
 from cmseg_core.phantom import draw_field
 from cmseg_core.phantom.write import write_acquisition
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
@@ -52,10 +52,11 @@ class Watch:
 
 
 def watched() -> Watch:
-    """Time every Prefect task of the package."""
+    """Time every Prefect task of the package, and the loading of the network, which the flow needs before the cells."""
     from prefect.tasks import Task
 
     watch = Watch()
+    tasks.models._load = watch.over("loading the network", tasks.models._load)
     for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
         for one in vars(import_module(module.name)).values():
             if isinstance(one, Task) and one.fn.__module__ == module.name:

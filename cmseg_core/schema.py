@@ -5,6 +5,7 @@ Coordinates are ZYX and physical sizes are nanometres throughout.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -146,7 +147,13 @@ class VoxelSize(Frozen):
         return self.z * self.y * self.x * 1e-9
 
 
-AcquisitionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]{0,5})?$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]{0,5})?"
+AcquisitionName = Annotated[str, Field(pattern=f"^{_NAME}$")]
+
+
+def is_name(text: str) -> bool:
+    """Whether an acquisition may be called so."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 class Acquisition(Frozen):

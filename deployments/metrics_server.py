@@ -1,4 +1,4 @@
-"""Metrics for Prometheus on loopback: the service, and the server behind it, which asks for a password.
+"""Metrics for Prometheus: the service on loopback, and the server behind it, which asks for a password.
 
 What is exported is read by :mod:`flows.metrics`, which knows the landing zone.
 """
@@ -24,6 +24,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from cmseg_core.errors import InputError
 from deployments.processes import LOOPBACK
 from deployments.service import Service, answer
 
@@ -35,17 +36,21 @@ WAIT_SECONDS = 4.0
 log = logging.getLogger("cmseg.metrics")
 
 
-def metrics_service(folder: Path, port: int, *, workspace: Path, store: Mapping[str, str], log: Path) -> Service:
+def metrics_service(
+    folder: Path, port: int, *, password: str, workspace: Path, environment: Mapping[str, str], log: Path
+) -> Service:
     """The service.
 
     Parameters
     ----------
     folder : path
     port : int
+    password : str
+        Of the user ``cmseg``.
     workspace : path
         Whose stack it tells of.
-    store : mapping
-        Variables under which it reaches the object store.
+    environment : mapping
+        Variables under which it reaches the object store and Prefect.
     log : path
     """
     return Service(
@@ -55,7 +60,14 @@ def metrics_service(folder: Path, port: int, *, workspace: Path, store: Mapping[
         log=log,
         # An anonymous request is refused at once, however long the sources take.
         healthy=lambda: answer(f"http://{LOOPBACK}:{port}{PATH}") == 401,
-        environment={**store, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        environment={
+            **environment,
+            "CMSEG_METRICS_HOST": LOOPBACK,
+            "CMSEG_METRICS_PORT": str(port),
+            "CMSEG_METRICS_PASSWORD": password,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        },
     )
 
 
@@ -143,8 +155,8 @@ class _Asked:
         self._last = time.monotonic(), metrics
 
 
-def server(collector: Collector, port: int, password: str) -> WSGIServer:
-    """A server on loopback that is ready to ``serve_forever``.
+def server(collector: Collector, port: int, password: str, host: str = LOOPBACK) -> WSGIServer:
+    """A server that is ready to ``serve_forever``.
 
     Parameters
     ----------
@@ -152,11 +164,20 @@ def server(collector: Collector, port: int, password: str) -> WSGIServer:
     port : int
     password : str
         Of the user ``cmseg``.
+    host : str
+        Address on which it listens.
+
+    Raises
+    ------
+    InputError
+        Where the password is empty: anybody could give that one.
     """
+    if not password:
+        raise InputError("the metrics", "have no password", "set CMSEG_METRICS_PASSWORD")
     registry = CollectorRegistry()
     registry.register(collector)
     guarded = _guarded(make_wsgi_app(registry), password)
-    return make_server(LOOPBACK, port, guarded, server_class=_Server, handler_class=_Handler)
+    return make_server(host, port, guarded, server_class=_Server, handler_class=_Handler)
 
 
 def _guarded(app: Callable[..., Iterable[bytes]], password: str) -> Callable[..., Iterable[bytes]]:

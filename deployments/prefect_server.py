@@ -27,7 +27,9 @@ logger = logging.getLogger("cmseg.supervisor")
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED")
 """How a run ends by itself; one that would begin beside another night is cancelled, and never was one."""
-_UNDER_WAY = ["PENDING", "RUNNING", "CANCELLING"]
+_UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
+_WAITING = "PAUSED"
+"""For a person's answer, for which nobody waits before the services end."""
 _GONE = "its process was gone"
 _PROGRAM = (sys.executable, "-m", "prefect")
 
@@ -95,6 +97,8 @@ def worker_service(
         **client_environment(port, password),
         **environment,
         "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # What the flows tell stands in the pages of their runs.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "cmseg",
@@ -118,9 +122,9 @@ def worker_service(
         ),  # fmt: skip
         folder=folder,
         log=log,
-        healthy=lambda: PrefectApi(port, password).is_online(name),
+        healthy=lambda: PrefectApi(known).is_online(name),
         environment=known,
-        prepare=lambda: _prepare({**known, **named}, folder, log, PrefectApi(port, password)),
+        prepare=lambda: _prepare({**known, **named}, folder, log, PrefectApi(known)),
         patience=30.0,
         leaves_work=True,
     )
@@ -173,12 +177,14 @@ class PrefectApi:
 
     Parameters
     ----------
-    port : int
-    password : str
+    environment : mapping
+        With ``PREFECT_API_URL`` and ``PREFECT_API_AUTH_STRING``.
     """
 
-    def __init__(self, port: int, password: str) -> None:
-        self._client = httpx.Client(base_url=api_url(port), auth=(USER, password), timeout=10.0, trust_env=False)
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        user, password = environment["PREFECT_API_AUTH_STRING"].split(":", 1)
+        url = environment["PREFECT_API_URL"]
+        self._client = httpx.Client(base_url=url, auth=(user, password), timeout=10.0, trust_env=False)
 
     def is_online(self, worker: str) -> bool:
         """Whether a worker has been heard of lately."""
@@ -192,9 +198,9 @@ class PrefectApi:
         """Give no more work to the workers, or give it again."""
         self._ask("PATCH", f"/work_pools/{POOL}", {"is_paused": paused})
 
-    def under_way(self) -> list[dict[str, Any]]:
+    def under_way(self, states: tuple[str, ...] = _UNDER_WAY) -> list[dict[str, Any]]:
         """Runs that a worker has taken and that have not ended."""
-        state = {"state": {"type": {"any_": _UNDER_WAY}}}
+        state = {"state": {"type": {"any_": states}}}
         return self._ask("POST", "/flow_runs/filter", {"flow_runs": state, "work_pools": {"name": {"any_": [POOL]}}})
 
     def last_ended(self, flow: str, deployment: str) -> dict[str, Any] | None:
@@ -212,7 +218,7 @@ class PrefectApi:
 
         What they had computed is found again, so that only the rest is computed.
         """
-        lost = [run for run in self.under_way() if not _lives(run.get("infrastructure_pid"))]
+        lost = [run for run in self.under_way((*_UNDER_WAY, _WAITING)) if not _lives(run.get("infrastructure_pid"))]
         for run in lost:
             within = {"parent_flow_run_id": {"any_": [run["id"]]}, "state": {"type": {"any_": _UNDER_WAY}}}
             for part in self._ask("POST", "/flow_runs/filter", {"flow_runs": within}):

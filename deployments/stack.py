@@ -43,7 +43,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class StackSettings(BaseSettings):
     """The services of ``cmseg up``; every field is a ``CMSEG_*`` variable."""
 
-    model_config = SettingsConfigDict(env_prefix="CMSEG_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CMSEG_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     s3_port: Port = 8333
     """Of the object store; all ports are on 127.0.0.1."""
@@ -223,7 +223,7 @@ class Stack:
     def services(self, settings: StackSettings) -> list[Service]:
         """What is started, in this order, and ended in the reverse one."""
         os.environ.pop(PASSWORD, None)  # or every service and every flow would inherit it
-        known, (_, mlflow, _) = self.secrets(), self.write_environment(settings)
+        known, (_, mlflow, prefect) = self.secrets(), self.write_environment(settings)
         owner, files, worker = (self.store_environment(settings, name) for name in ("cmseg", "mlflow", "worker"))
         postgres = settings.postgres_port, known.postgres
         hour, minute = settings.night.split(":")
@@ -263,8 +263,9 @@ class Stack:
             metrics_server.metrics_service(
                 self._made("metrics"),
                 settings.metrics_port,
+                password=known.metrics,
                 workspace=self.workspace,
-                store=self.store_environment(settings, "metrics"),
+                environment={"CMSEG_STORE": BUCKET, **self.store_environment(settings, "metrics"), **prefect},
                 log=self.logs / "metrics.log",
             ),
         ]

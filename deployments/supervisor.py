@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from deployments import object_store, processes
 from deployments.logs import rotate
-from deployments.prefect_server import PrefectApi
+from deployments.prefect_server import PrefectApi, client_environment
 from deployments.private import write_private
 from deployments.service import Process, Service
 from deployments.stack import Stack, StackSettings
@@ -38,6 +38,8 @@ HEALTH_SECONDS = 20.0
 """Between two questions to each service."""
 PATIENCE = 3
 """Questions in a row without an answer after which a service is restarted."""
+DRAIN_PATIENCE = 300.0
+"""Seconds without an answer of Prefect after which running flows are not waited for any more."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts to start a service that fails; they grow from one."""
 
@@ -97,6 +99,7 @@ class Supervisor:
     def __init__(self, services: Iterable[Service], state: Path, log: Path) -> None:
         self._watched = [_Watched(service) for service in services]
         self._state, self._log = state, log
+        self._phase: Phase = "starting"
         self._end = threading.Event()
         self._asked = time.monotonic()
 
@@ -128,12 +131,29 @@ class Supervisor:
     def watch(self) -> None:
         """Restart what fails, until it is asked to end."""
         while not self._end.wait(LOOK_SECONDS):
-            if time.monotonic() - self._asked >= HEALTH_SECONDS:
-                self._ask_all()
-                self._rotate_logs()
-            for one in self._watched:
-                if one.process is None or one.process.poll() is not None:
-                    self._restart(one)
+            self._look(self._watched, lambda: not self._end.is_set())
+
+    def drain(self, api: PrefectApi, wanted: Callable[[], bool]) -> None:
+        """Give out no more work, and wait for what is under way, as long as that is wanted.
+
+        What the running flows need is watched on. Where Prefect does not say for minutes what runs, nothing is waited
+        for.
+        """
+        self._tell("draining")
+        serving = [one for one in self._watched if not one.service.leaves_work]  # a new worker would take new work
+        paused, answered = False, time.monotonic()
+        while wanted() and time.monotonic() - answered < DRAIN_PATIENCE:
+            try:
+                if not paused:
+                    api.pause(True)
+                paused = True
+                if not api.under_way():
+                    return
+                answered = time.monotonic()
+            except httpx.HTTPError as error:
+                log.warning("Prefect does not say what runs: %s", error)
+            self._look(serving, wanted)
+            time.sleep(LOOK_SECONDS)
 
     def stop(self) -> None:
         """End everything, the last one first."""
@@ -152,13 +172,17 @@ class Supervisor:
         else:
             self._tell("failed", f"{type(error).__name__}: {error}", "look at supervisor.log beside the other logs")
 
-    def draining(self) -> None:
-        """Say that it waits for running flows."""
-        self._tell("draining")
+    def _look(self, watched: Iterable[_Watched], wanted: Callable[[], bool]) -> None:
+        if time.monotonic() - self._asked >= HEALTH_SECONDS:
+            self._ask(watched)
+            self._rotate_logs()
+        for one in watched:
+            if one.process is None or one.process.poll() is not None:
+                self._restart(one, wanted)
 
-    def _ask_all(self) -> None:
+    def _ask(self, watched: Iterable[_Watched]) -> None:
         self._asked = time.monotonic()
-        for one in self._watched:
+        for one in watched:
             if one.process is None or one.process.poll() is not None:
                 continue
             one.silent = 0 if one.service.healthy() else one.silent + 1
@@ -173,7 +197,7 @@ class Supervisor:
             except OSError as error:  # a full disk must not end the services
                 log.warning("%s cannot be begun anew: %s", log_file, error)
 
-    def _restart(self, one: _Watched) -> None:
+    def _restart(self, one: _Watched, wanted: Callable[[], bool]) -> None:
         """Start a service again: at once the first time, then with growing waits."""
         if one.process is not None:
             log.warning("%s ended with status %s", one.service.name, one.process.poll())
@@ -184,15 +208,16 @@ class Supervisor:
             return
         one.restarts += 1
         try:
-            one.process = one.service.start(wanted=lambda: not self._end.is_set())
+            one.process = one.service.start(wanted=wanted)
         except Exception:  # whatever it is, the others go on, and this one is tried again
             log.exception("%s", one.service.name)
         one.failures = 0 if one.process else one.failures + 1
         one.not_before = time.monotonic() + min(LONGEST_WAIT, 2.0**one.failures)
-        self._tell("up")
+        self._tell(self._phase)
         log.info("%s %s", one.service.name, "is up again" if one.process else "does not start yet")
 
     def _tell(self, phase: Phase, reason: str = "", mend: str = "") -> None:
+        self._phase = phase
         services = tuple(one.state() for one in self._watched)
         state = State(phase=phase, pid=os.getpid(), reason=reason, mend=mend, services=services)
         write_private(self._state, state.model_dump_json(indent=2))
@@ -228,8 +253,8 @@ def run(workspace: Path, settings: StackSettings) -> None:
         try:
             if supervisor.start():
                 supervisor.watch()
-                supervisor.draining()
-                _drain(PrefectApi(settings.prefect_port, stack.secrets().prefect), signals)
+                prefect = client_environment(settings.prefect_port, stack.secrets().prefect)
+                supervisor.drain(PrefectApi(prefect), wanted=lambda: signals.count < 2)
         except Exception as error:
             log.exception("the stack fails")
             supervisor.stop()
@@ -250,16 +275,6 @@ class _Signals:
     def _take(self, number: int, frame: Any) -> None:
         self.count += 1
         self._supervisor.end()
-
-
-def _drain(api: PrefectApi, signals: _Signals) -> None:
-    """Give out no more work, and wait for what is under way."""
-    try:
-        api.pause(True)
-        while signals.count < 2 and api.under_way():
-            time.sleep(LOOK_SECONDS)
-    except httpx.HTTPError:  # a server that does not answer cannot be waited for
-        log.warning("Prefect does not say what runs", exc_info=True)
 
 
 def _created(pid: int | None) -> float | None:

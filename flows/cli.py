@@ -264,6 +264,24 @@ def review(
 
 
 @app.command
+def fetch(name: str, /, *, to: Path = Path(), only: tuple[str, ...] = (), json: Json = False) -> int:
+    """Bring the published result of an acquisition to this machine, each file compared with its checksum.
+
+    Parameters
+    ----------
+    name
+        Of the acquisition; `name@2` for its second version.
+    to
+        Folder that receives the folder of the result; nothing in it is overwritten.
+    only
+        A file of the result such as `report.html`, or a folder such as `cells/3`; may be given more than once.
+    """
+    from flows.fetch import show_fetch
+
+    return show_fetch(Console(json), name, to, only)
+
+
+@app.command
 def up(*, json: Json = False) -> int:
     """Start the services of a laboratory on this machine: S3, PostgreSQL, MLflow, Prefect and a worker.
 

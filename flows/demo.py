@@ -14,6 +14,7 @@ from cmseg_core.tracking.registry import ensure_champions
 from deployments.object_store import object_store
 from flows.console import Console
 from flows.environment import prepare
+from flows.fetch import fetch_result
 from flows.outcome import described, status_of
 from flows.simulate import write
 
@@ -91,9 +92,8 @@ def _outcome(name: str, results: list[AcquisitionResult], store: Store, home: Pa
         raise RuntimeError(f"the nightly flow did not take up {name}")
     (result,) = found
     if result.state == "published":
-        folder = home / "acquisitions" / name
-        store.download_tree(f"acquisitions/{name}", folder)
-        result = result.model_copy(update={"location": str(folder)})
+        fetch_result(store, name, home / "acquisitions")
+        result = result.model_copy(update={"location": str(home / "acquisitions" / name)})
     text = described(result)
     report = Path(result.location, "report.html")
     if report.is_file():

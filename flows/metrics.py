@@ -1,12 +1,14 @@
 """What Prometheus is told of a stack: its services, what was submitted, the last night, and the room that is left.
 
-Run as ``python -m flows.metrics WORKSPACE``; ``cmseg up`` does.
+Run as ``python -m flows.metrics WORKSPACE``, as ``cmseg up`` does; or without a workspace where there is no supervisor,
+as in a container. All that it calls, and what it listens on, stands in the environment.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -24,7 +26,8 @@ from cmseg_core.storage.manifest import NAME
 from cmseg_core.storage.store import Store
 from deployments.metrics_server import Source, Sources, server
 from deployments.prefect_server import ENDED, PrefectApi
-from deployments.stack import BUCKET, Stack
+from deployments.processes import LOOPBACK
+from flows.places import store_address
 from flows.services import service_states
 from flows.status import storage_use
 from tasks.landing import ACQUISITIONS, INCOMING, QUARANTINE, State, read_submission, state_of
@@ -161,19 +164,22 @@ class Landing:
         return Counter({"published": len(cells) - quarantined, "quarantined": quarantined})
 
 
-def sources(workspace: Path, store: Store, api: PrefectApi) -> list[Source]:
+def sources(workspace: Path | None, store: Store, api: PrefectApi) -> list[Source]:
     """All that is asked for metrics.
 
     Parameters
     ----------
-    workspace : path
+    workspace : path, optional
+        Whose supervisor and disk are asked too.
     store : Store
     api : PrefectApi
     """
-    place = Workspace(workspace=workspace)
+    here: list[Source] = []
+    if workspace is not None:
+        place = Workspace(workspace=workspace)
+        here = [Source("services", lambda: services(place)), Source("disk", lambda: disk(workspace))]
     return [
-        Source("services", lambda: services(place)),
-        Source("disk", lambda: disk(workspace)),
+        *here,
         Source("landing", Landing(store).read, every=STATES_SECONDS),
         Source("storage", lambda: storage(store), every=STORAGE_SECONDS),
         Source("night", lambda: night(api), every=STATES_SECONDS),
@@ -181,14 +187,13 @@ def sources(workspace: Path, store: Store, api: PrefectApi) -> list[Source]:
 
 
 def main() -> None:
-    """Serve the metrics of the workspace that the arguments name."""
+    """Serve the metrics of what the environment names, and of the workspace in the arguments where there is one."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    stack = Stack(Path(sys.argv[1]))
-    settings, known = stack.settings(), stack.secrets()
-    api = PrefectApi(settings.prefect_port, known.prefect)
-    collector = Sources(sources(stack.workspace, Store.open(BUCKET), api))
-    with server(collector, settings.metrics_port, known.metrics) as running:
+    workspace = Path(sys.argv[1]) if sys.argv[1:] else None
+    collector = Sources(sources(workspace, store_address(Workspace()).open(), PrefectApi(os.environ)))
+    port, password = int(os.environ["CMSEG_METRICS_PORT"]), os.environ.get("CMSEG_METRICS_PASSWORD", "")
+    with server(collector, port, password, os.environ.get("CMSEG_METRICS_HOST", LOOPBACK)) as running:
         running.serve_forever()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ def show(results: Sequence[AcquisitionResult]) -> None:
     create_table_artifact(key="night", table=table, description="What became of every new acquisition")
     for result in results:
         if result.state == "published":
-            key = "report-" + re.sub(r"[^a-z0-9]+", "-", result.name.lower()).strip("-")
-            create_markdown_artifact(key=key, markdown=f"[Report of {result.name}]({result.location}/report.html)")
+            told = f"[Report of {result.name}]({result.location}/report.html): `cmseg fetch {result.name}`"
+            create_markdown_artifact(key=_report_key(result.name), markdown=told)
     if compared := [(result.name, result.shadow) for result in results if result.shadow]:
         told = [
             {"acquisition": name, "model": f"{one.reference}, version {one.version}", "cells": one.cells, **one.iou}
@@ -83,6 +84,12 @@ def tell_drift(results: Sequence[AcquisitionResult], store: Store, workspace: Wo
         log.warning("whether the results are unusual could not be told", exc_info=True)
     if rows:
         create_table_artifact(key="drift", table=rows, description="What is unusual about the results of this night")
+
+
+def _report_key(name: str) -> str:
+    """Under which Prefect keeps all reports of an acquisition: lower-case letters, digits and hyphens."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    return f"report-{plain}" if plain == name else f"report-{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _row(name: str, drift: Drift) -> dict[str, Any]:

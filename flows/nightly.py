@@ -24,6 +24,7 @@ from flows.environment import prepare
 from flows.morning import resource_of, show, show_worst, tell_drift
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
+from flows.progress import Progress
 from tasks.check import stages_of
 from tasks.claims import LEASE_SECONDS, Claim, abandoned, claim, forget
 from tasks.landing import (
@@ -74,7 +75,7 @@ def _tonight() -> str:
     return f"night-{datetime.now():%Y-%m-%d}"
 
 
-@flow(name="nightly", flow_run_name=_tonight, persist_result=False, validate_parameters=False)
+@flow(name="nightly", flow_run_name=_tonight, persist_result=False)
 def nightly(
     config: PipelineConfig | None = None,
     workspace: Workspace | None = None,
@@ -112,12 +113,13 @@ def nightly(
     prepare(workspace)
     store = store_address(workspace).open()
     results: dict[str, AcquisitionResult] = {}
+    progress = Progress("the night", key="night-progress")
     pinned: Workspace | None = None
     for pause in (*PAUSES, None):
         try:
             check_limit(workspace.network_limit)
             pinned = pinned or _pinned(workspace, config)
-            _round(store, names, config, pinned, results)
+            _round(store, names, config, pinned, results, progress)
             if not any(result.state == "waiting" for result in results.values()):
                 break
         except Exception as error:
@@ -127,6 +129,7 @@ def nightly(
         if pause is not None:
             time.sleep(pause * random.uniform(0.8, 1.2))
     ended = list(results.values())
+    progress.reach(1, f"{len(ended)} acquisitions")
     show(ended)
     show_worst(ended, store)
     tell_drift(ended, store, pinned or workspace)
@@ -157,6 +160,7 @@ def _round(
     config: PipelineConfig,
     workspace: Workspace,
     results: dict[str, AcquisitionResult],
+    progress: Progress,
 ) -> None:
     """Process what is to be done and has no final result yet; `results` grows."""
     for name in [name for name, result in results.items() if result.state == "waiting"]:
@@ -164,10 +168,12 @@ def _round(
     chosen = waiting(store) if names is None else _named(store, names)
     over = DONE if names is None else DONE[:1]
     elsewhere: list[str] = []
+    total = len({*results, *chosen})
     for patience, some in ((0.0, chosen), (LEASE_SECONDS, elsewhere)):
         for name in some:
             if name in results:
                 continue
+            progress.reach(len(results) / total, f"{name}, {len(results)} of {total} are done")
             try:
                 mine = claim(store, name, patience=patience)
                 if mine is not None and (result := _process(mine, config, workspace, over)) is not None:

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cmseg_core.schema import Manifest, Taxonomy
 from cmseg_core.storage import manifest
 from cmseg_core.storage.stages import DAMAGED, StageRef
 from cmseg_core.tracking.registry import ResolvedModel
+from flows.progress import Progress, tag_run
 from flows.separation import find_and_separate
 from flows.shadow import shadowed
 from tasks.assemble import assemble
@@ -42,6 +43,8 @@ log = logging.getLogger("cmseg.flows")
 WORKERS = 1
 """Cells labelled at a time. TensorFlow spreads one cell over all cores; two at once would share the same cores and hold
 twice the memory."""
+FINDING, SEPARATING, LABELLING, MEASURING, WRITING = 0.05, 0.35, 0.40, 0.85, 0.95
+"""Share of the time of an acquisition that is usually over when these begin (`benchmarks/orchestration.py`)."""
 
 
 @flow(  # type: ignore[call-overload]  # of an invariant type
@@ -62,6 +65,7 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
     InputError
         For bad input, before anything is written to the result's place.
     """
+    tag_run("cmseg", request.name)
     with _at_hand(request) as (request, scratch):
         # What is cheap to refuse is refused before the stack is hashed.
         open_stack(request.source, request.voxel_size)
@@ -76,8 +80,10 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
         stage_model = suited_classifier(checked.models.get("stage"), taxonomy)
         if request.out is not None:
             manifest.check_output(request.out)  # makes the folders above it, which a refused request must not
-        made = _compute(request, checked, taxonomy, stage_model)
+        progress = Progress(request.name)
+        made = _compute(request, checked, taxonomy, stage_model, progress)
         log.info("%s: writing the result", request.name)
+        progress.reach(WRITING, "writing the result")
         location = deliver(
             checked=checked,
             made=made,
@@ -90,6 +96,7 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
         )
         evaluation = made.evaluate and opened(made.evaluate, request.address).read_json("evaluation.json")
         regions = regions_of(made.instances, request.address)
+        progress.reach(1, f"published, {len(regions)} cells")
         return AcquisitionResult(
             name=request.name,
             state="published",
@@ -102,7 +109,11 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
 
 
 def _compute(
-    request: AcquisitionRequest, checked: Checked, taxonomy: Taxonomy, stage_model: ResolvedModel | None
+    request: AcquisitionRequest,
+    checked: Checked,
+    taxonomy: Taxonomy,
+    stage_model: ResolvedModel | None,
+    progress: Progress,
 ) -> Made:
     """Run every stage up to the scores."""
     config, store = request.config, request.address
@@ -127,11 +138,13 @@ def _compute(
         edge=checked.block_edge,
         store=store,
         limit=request.network_limit,
+        tell=progress.between(FINDING, SEPARATING, "runs of sections looked at"),
     )
     regions = regions_of(separated, store)
     log.info("%s: labelling %d cells", request.name, len(regions))
     labelled, failed = _gather(
         regions,
+        progress.between(LABELLING, MEASURING, "cells labelled"),
         organelles.map(
             region=list(regions),
             preprocessed=unmapped(preprocessed),
@@ -151,6 +164,7 @@ def _compute(
     boxes = [crop_box(region, checked.shape, voxel_size, config.organelles.margin_nm) for region in kept]
     measured, unmeasured = _gather(
         kept,
+        progress.between(MEASURING, WRITING, "cells measured"),
         measure.map(
             region=kept,
             labelled=[labelled[region.cell_id] for region in kept],
@@ -227,7 +241,7 @@ def _baseline(request: AcquisitionRequest, checked: Checked, preprocessed: Stage
 
 
 def _gather(
-    regions: list[CellRegion] | tuple[CellRegion, ...], futures: list[PrefectFuture[StageRef]]
+    regions: Sequence[CellRegion], tell: Callable[[int, int], None], futures: list[PrefectFuture[StageRef]]
 ) -> tuple[dict[int, StageRef], dict[str, str]]:
     """What became of each cell: its output, or the reason why there is none.
 
@@ -246,6 +260,7 @@ def _gather(
         else:
             failed[str(region.cell_id)] = _reason(result)
             log.warning("cell %d is quarantined: %s", region.cell_id, failed[str(region.cell_id)])
+        tell(len(done) + len(failed), len(regions))
     return done, failed
 
 

@@ -78,7 +78,7 @@ class Contest:
     champion: RegisteredVersion | None
 
 
-@flow(name="promote", flow_run_name="promote-{challenger}", persist_result=False, validate_parameters=False)
+@flow(name="promote", flow_run_name="promote-{challenger}", persist_result=False)
 def promote(
     challenger: str,
     dataset: str,

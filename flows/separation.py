@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefect import Task, unmapped
@@ -20,6 +20,9 @@ from tasks.gpu import leave_gpu
 from tasks.request import StoreAddress
 from tasks.stage import SLAB, opened, volume_shape
 
+Tell = Callable[[int, int], None]
+"""Is told how many of a number of things are done."""
+
 
 def find_and_separate(
     *,
@@ -32,6 +35,7 @@ def find_and_separate(
     edge: int,
     store: StoreAddress,
     limit: str | None = None,
+    tell: Tell | None = None,
 ) -> tuple[StageRef, StageRef]:
     """Find the cells of an acquisition and tell them apart.
 
@@ -51,6 +55,8 @@ def find_and_separate(
     store : StoreAddress
     limit : str, optional
         See :func:`tasks.slots.slot`.
+    tell : callable, optional
+        Is told how many runs of sections were looked at, and how many there are.
 
     Returns
     -------
@@ -61,7 +67,7 @@ def find_and_separate(
         preprocessed=preprocessed, voxel_size=voxel_size, pixel_nm=finding.working_pixel_nm(config), store=store
     )
     grid = volume_shape(opened(working, store).array("image"))
-    evidence = _evidence(working, grid, config, sam, edge, store, limit)
+    evidence = _evidence(working, grid, config, sam, edge, store, limit, tell)
     voxel = covering_voxel(shape, grid, voxel_size)
     cell = config.cell_diameter_nm
     made = parting.instances_output(evidence, shape, voxel_size, cell, instances, store)
@@ -104,6 +110,7 @@ def _evidence(
     edge: int,
     store: StoreAddress,
     limit: str | None,
+    tell: Tell | None,
 ) -> StageRef:
     if config.method == "threshold":
         threshold = finding.choose_threshold(working=working, store=store)
@@ -125,26 +132,41 @@ def _evidence(
     ]
     try:
         looks = in_parts(
-            looking, runs, finding.look_at_sections, working=working, config=config, sam=sam, store=store, limit=limit
+            looking,
+            runs,
+            finding.look_at_sections,
+            tell,
+            working=working,
+            config=config,
+            sam=sam,
+            store=store,
+            limit=limit,
         )
     finally:
         leave_gpu()
     return in_parts(output, blocks(grid, edge), finding.combine_looks, looks=looks, config=config, store=store)
 
 
-def in_parts(output: StageOutput, parts: Sequence[Any], work: Task[..., None], **given: Any) -> StageRef:
+def in_parts(
+    output: StageOutput, parts: Sequence[Any], work: Task[..., None], tell: Tell | None = None, **given: Any
+) -> StageRef:
     """Make an output with a task for each of its parts, and declare it complete."""
     if not output.complete:
-        do_parts(output, parts, work, **given)
+        do_parts(output, parts, work, tell, **given)
         output.commit()
     return output.reference
 
 
-def do_parts(output: StageOutput, parts: Sequence[Any], work: Task[..., None], **given: Any) -> None:
+def do_parts(
+    output: StageOutput, parts: Sequence[Any], work: Task[..., None], tell: Tell | None = None, **given: Any
+) -> None:
     """Run a task for each part of an output that is missing; where one fails, only once all others are done."""
     finished = output.finished_parts()
     missing = [part for part in parts if part.name not in finished]
     same: Any = {name: unmapped(value) for name, value in given.items()}
     futures = work.map(part=missing, output=unmapped(output.reference), **same)
-    futures.wait()
+    for done, future in enumerate(futures, 1 + len(parts) - len(missing)):
+        future.wait()
+        if tell is not None:
+            tell(done, len(parts))
     futures.result()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from cmseg_core.errors import InputError
-from cmseg_core.schema import Manifest
+from cmseg_core.schema import Manifest, is_name
 from cmseg_core.storage.manifest import NAME, compare
 from cmseg_core.storage.store import DELETABLE, Store
 from tasks.landing import (
@@ -18,6 +18,7 @@ from tasks.landing import (
     fetch_submission,
     read_submission,
     state_of,
+    strangers,
     submitted,
     versioned,
 )
@@ -104,7 +105,7 @@ def known(store: Store, name: str | None = None) -> list[str]:
     InputError
         Where `name` was never submitted.
     """
-    every = {*submitted(store), *store.folders(QUARANTINE)}
+    every = {*submitted(store), *filter(is_name, store.folders(QUARANTINE))}
     wanted = sorted((one for one in every if name in {None, one, versioned(one)[0]}), key=versioned)
     if name is not None and not wanted:
         raise InputError(name, "was never submitted", "see `cmseg status` for the names that were")
@@ -112,8 +113,11 @@ def known(store: Store, name: str | None = None) -> list[str]:
 
 
 def acquisition_states(store: Store, name: str | None = None) -> list[AcquisitionState]:
-    """The state of each :func:`known` acquisition."""
-    return [_state(store, one) for one in known(store, name)]
+    """The state of each :func:`known` acquisition; without `name` what lies beside them in the landing zone, too."""
+    states = [_state(store, one) for one in known(store, name)]
+    refused = "is no name of an acquisition; submit it with `cmseg submit`, under letters, digits, dots and hyphens"
+    beside = strangers(store) if name is None else []
+    return states + [{"name": one, "version": 1, "state": "quarantined", "reason": refused} for one in beside]
 
 
 def _state(store: Store, one: str) -> AcquisitionState:

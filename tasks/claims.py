@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from cmseg_core.errors import InputError
 from cmseg_core.schema import Frozen
 from cmseg_core.storage.stages import canonical_json
 from cmseg_core.storage.store import Store
@@ -110,7 +111,7 @@ class Claim:
     def _let_go(self) -> None:
         try:
             forget(self.store, self.name, self.attempt)
-        except OSError as error:  # what was done counts all the same
+        except (InputError, OSError) as error:  # what was done counts all the same
             log.warning("%s: %s", self.name, error)
 
     def _beat(self, ended: threading.Event) -> None:
@@ -119,7 +120,7 @@ class Claim:
             beat += 1
             try:
                 self.store.put(f"{_folder(self.name, self.attempt)}/beat.json", canonical_json({"beat": beat}))
-            except OSError as error:  # the next beat may come through
+            except (InputError, OSError) as error:  # the next beat may come through
                 log.warning("%s: %s", self.name, error)
 
 

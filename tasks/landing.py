@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
-from cmseg_core.schema import Acquisition, first_problem
+from cmseg_core.schema import Acquisition, first_problem, is_name
 from cmseg_core.storage.keys import checked_key
 from cmseg_core.storage.stages import canonical_json
 from cmseg_core.storage.store import Store
@@ -28,8 +28,17 @@ State = Literal["waiting", "running", "published", "quarantined"]
 
 
 def submitted(store: Store) -> list[str]:
-    """Names of all complete submissions, sorted."""
-    return [name for name in store.folders(INCOMING) if store.exists(f"{INCOMING}/{name}/acquisition.json")]
+    """Names of all complete submissions, sorted.
+
+    Folders that have no name of an acquisition are none, whatever is in them; see `strangers`.
+    """
+    folders = [name for name in store.folders(INCOMING) if is_name(name)]
+    return [name for name in folders if store.exists(f"{INCOMING}/{name}/acquisition.json")]
+
+
+def strangers(store: Store) -> list[str]:
+    """Folders of the landing zone that nobody submitted: an acquisition cannot be called so."""
+    return [name for name in store.folders(INCOMING) if not is_name(name)]
 
 
 def versions_of(store: Store, name: str) -> list[str]:

@@ -6,6 +6,7 @@ caches and persists nothing: a second record of what is done could only disagree
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from obstore import exceptions as failures
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.flow_engine import FlowRunTimeoutError
+from prefect.task_engine import TaskRunTimeoutError
 from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel
 
@@ -35,7 +38,17 @@ _PASSING = (
     failures.UnauthenticatedError,
     httpx.HTTPError,
 )
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_LASTING = (
+    FileExistsError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    # What takes longer than a step may would do so again.
+    FlowRunTimeoutError,
+    TaskRunTimeoutError,
+)
+_LASTING_NUMBERS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EFBIG}
 
 
 def may_pass(error: BaseException) -> bool:
@@ -45,7 +58,7 @@ def may_pass(error: BaseException) -> bool:
     What zarr reads and writes comes with the errors of obstore, and Prefect's own calls with those of httpx.
     """
     if isinstance(error, OSError):
-        return not isinstance(error, _LASTING)
+        return not isinstance(error, _LASTING) and error.errno not in _LASTING_NUMBERS
     return isinstance(error, _PASSING)
 
 
@@ -65,9 +78,8 @@ RESUMABLE: dict[str, Any] = {
     "retry_condition_fn": is_transient,
     "cache_policy": NO_CACHE,
     "persist_result": False,
-    "tags": ["cmseg"],
 }
-"""Options of every stage's task."""
+"""Options of every stage's task. No tags: before a task that has some, Prefect asks its server about their limits."""
 
 
 def stage_output(

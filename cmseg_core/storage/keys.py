@@ -53,12 +53,16 @@ def s3_endpoint(endpoint: str | None) -> str | None:
     Raises
     ------
     InputError
-        For plain http to another machine: credentials and data would cross the network in the clear.
+        For plain http to another machine: credentials and data would cross the network in the clear. For a user or a
+        password in the address, which would stand in logs.
     """
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
         return None
     parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        mend = "leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise InputError("the endpoint of the store", "holds a user or a password", mend)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InputError(endpoint, "is not an endpoint", "give a URL such as https://s3.example.org")
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:

@@ -31,6 +31,8 @@ SHARD = 256
 """Edge of a shard in voxels: what one object holds and one writer writes."""
 MARKER = "_complete.json"
 PARTS = "parts"
+_FORMAT = 2
+"""Of what this module writes: raised where outputs of before cannot be read any more."""
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -65,7 +67,7 @@ def stage_key(stage: str, inputs: Mapping[str, str], config: Mapping[str, Any] |
     ValueError
         Where a setting is not a finite number.
     """
-    parts = {"stage": stage, "inputs": dict(inputs), "config": config, "code": code}
+    parts = {"stage": stage, "inputs": dict(inputs), "config": config, "code": code, "format": _FORMAT}
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
@@ -107,7 +109,27 @@ class StageRef(Frozen):
 
 
 DAMAGED = "doesn't match checksum"
-"""Part of the error of whoever reads an array that has changed since it was written."""
+"""Part of the error of whoever reads what has changed since it was written."""
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def sealed(data: bytes) -> bytes:
+    """Data with its SHA-256 behind it."""
+    return data + hashlib.sha256(data).digest()
+
+
+def unsealed(data: bytes, key: str) -> bytes:
+    """What was `sealed`.
+
+    Raises
+    ------
+    RuntimeError
+        Where it has changed since.
+    """
+    content, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise RuntimeError(f"{key} {DAMAGED}")
+    return content
 
 
 class StageOutput:
@@ -184,16 +206,17 @@ class StageOutput:
             Small figures worth having without opening the output.
         """
         marker = {"stage": self.stage, "key": self.key, "summary": dict(summary or {}), "outputs": self._sizes()}
-        data = canonical_json(marker)
+        data = sealed(canonical_json(marker))
         name = f"{self.prefix}/{MARKER}"
         if not self.store.put_if_absent(name, data) and not self.complete:
             # Left by an output whose objects have expired since, or by a neighbour whose bytes differed from ours.
             self.store.put(name, data)
 
     def _marker(self) -> dict[str, Any] | None:
+        key = f"{self.prefix}/{MARKER}"
         try:
-            return json.loads(self.store.get(f"{self.prefix}/{MARKER}"))
-        except KeyError:
+            return json.loads(unsealed(self.store.get(key), key))
+        except (KeyError, RuntimeError):  # without a marker that can be trusted the output is made again
             return None
 
     def _sizes(self) -> dict[str, int]:
@@ -227,12 +250,13 @@ class StageOutput:
     # ------------------------------------------------------------------------------------------------------ content
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write one object."""
-        self.store.put(f"{self.prefix}/{self._checked(name)}", data)
+        """Write one object, with its checksum."""
+        self.store.put(f"{self.prefix}/{self._checked(name)}", sealed(data))
 
     def read_bytes(self, name: str) -> bytes:
-        """Content of one object; KeyError where there is none."""
-        return self.store.get(f"{self.prefix}/{self._checked(name)}")
+        """Content of one object; KeyError where there is none, RuntimeError where it has changed since."""
+        key = f"{self.prefix}/{self._checked(name)}"
+        return unsealed(self.store.get(key), key)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value or a pydantic model as canonical JSON."""

@@ -194,10 +194,13 @@ def test_strangers_are_refused(site: Site) -> None:
     assert status_of(f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0") == 401
     assert status_of(f"http://127.0.0.1:{site.variables['CMSEG_S3_PORT']}/cmseg") == 403
     assert status_of(f"http://127.0.0.1:{site.variables['CMSEG_METRICS_PORT']}/metrics") == 401
+    for page in (f"{prefect}/api/flows/count", f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"):
+        assert httpx.get(page, auth=("cmseg", "wrong")).status_code == 401, page
     import psycopg
 
-    with pytest.raises(psycopg.OperationalError, match="password"):
-        psycopg.connect(f"postgresql://cmseg:wrong@127.0.0.1:{site.variables['CMSEG_POSTGRES_PORT']}/prefect")
+    for who in ("cmseg:wrong", "cmseg", "postgres", "nobody"):
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(f"postgresql://{who}@127.0.0.1:{site.variables['CMSEG_POSTGRES_PORT']}/prefect")
 
 
 def test_the_worker_can_neither_change_nor_delete_raw_data(site: Site, phantom: Path) -> None:

@@ -50,7 +50,7 @@ def test_each_acquisition_is_processed_once(cmseg: Cmseg, unet: Path, tmp_path: 
     assert {one["name"] for one in done if one["state"] == "published"} == set(GOOD)
     listed = {one["name"]: one for one in cmseg("status", "--json", **place).document()["acquisitions"]}
     assert {name: listed[name]["state"] for name in GOOD} == dict.fromkeys(GOOD, "published")
-    for name, words in (("altered", "differs from what was submitted"), ("absent", "stack.tif"), ("blank", "")):
+    for name, words in (("altered", "differs from what was submitted"), ("absent", "stack.tif"), ("blank", "is blank")):
         assert listed[name]["state"] == "quarantined"
         assert words in listed[name]["reason"]
     assert len({listed[name]["reason"] for name in ("altered", "absent", "blank")}) == 3

@@ -352,6 +352,7 @@ def test_bad_settings_are_told_in_one_line(field: str, value: str, told: str) ->
     problem = first_problem(refused.value)
     assert problem.startswith(f"{field}: ") and told in problem
     assert SECRET not in problem and "\n" not in problem
+    assert SECRET not in str(refused.value), "`--debug` prints all of it"
 
 
 def test_addresses_and_mail_server_are_set_together() -> None:

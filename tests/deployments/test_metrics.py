@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -30,10 +32,11 @@ from cmseg_core.storage.buckets import ensure_bucket
 from cmseg_core.storage.manifest import build
 from cmseg_core.storage.stages import canonical_json
 from cmseg_core.storage.store import Store
-from deployments.metrics_server import Source, Sources, metrics_service, server
-from deployments.object_store import object_store
-from deployments.prefect_server import PrefectApi
+from deployments.metrics_server import Source, Sources, server
+from deployments.object_store import ObjectStoreService, object_store
+from deployments.prefect_server import PrefectApi, client_environment
 from deployments.processes import free_ports
+from deployments.service import answer
 from deployments.stack import Secrets, Stack, StackSettings
 from deployments.supervisor import ServiceState, State
 from flows import metrics
@@ -43,6 +46,8 @@ from tasks.landing import quarantine
 PASSWORD = "the password"
 EXAMPLES = Path(metrics.__file__).parents[1] / "deployments" / "prometheus"
 ENDED = {"state_type": "FAILED", "start_time": "2026-03-01T22:00:00Z", "end_time": "2026-03-02T01:30:00Z"}
+TOKEN = b64encode(b"cmseg:secret").decode()
+"""With which the stand-in for Prefect is called."""
 Samples = dict[tuple[str, ...], float]
 
 
@@ -79,7 +84,7 @@ class Prefect(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         known = asked["deployments"]["name"]["any_"] == ["night"] and asked["limit"] == 1
         body = json.dumps([ENDED] if known else []).encode()
-        self.send_response(200)
+        self.send_response(200 if self.headers["Authorization"] == f"Basic {TOKEN}" else 401)
         self.end_headers()
         self.wfile.write(body)
 
@@ -88,10 +93,11 @@ class Prefect(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def prefect() -> Iterator[PrefectApi]:
+def prefect() -> Iterator[dict[str, str]]:
+    """Variables under which the stand-in is reached."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Prefect) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield PrefectApi(running.server_port, "secret")
+        yield client_environment(running.server_port, "secret")
         running.shutdown()
 
 
@@ -125,7 +131,7 @@ def publish(store: Store, name: str, folder: Path, cells: int, bad: int) -> None
     store.upload_tree(folder, f"acquisitions/{name}")
 
 
-def test_states_are_those_of_the_store(s3_store: Store, stack: Stack, prefect: PrefectApi, tmp_path: Path) -> None:
+def test_states_are_those_of_the_store(s3_store: Store, stack: Stack, prefect: dict[str, str], tmp_path: Path) -> None:
     submit(s3_store, "monday", 3000)
     submit(s3_store, "tuesday", 400)
     submit(s3_store, "tuesday@2", 50)
@@ -138,7 +144,7 @@ def test_states_are_those_of_the_store(s3_store: Store, stack: Stack, prefect: P
     publish(s3_store, "done", tmp_path / "done", cells=5, bad=2)
     publish(s3_store, "small", tmp_path / "small", cells=1, bad=0)
     with mine.kept():
-        told = scraped(*metrics.sources(stack.workspace, s3_store, prefect))
+        told = scraped(*metrics.sources(stack.workspace, s3_store, PrefectApi(prefect)))
     states = {name[1]: value for name, value in told.items() if name[0] == "cmseg_acquisitions"}
     assert states == {"waiting": 3, "running": 1, "published": 2, "quarantined": 1}
     assert told["cmseg_waiting_bytes",] == 3450
@@ -187,10 +193,15 @@ def test_strangers_are_refused(auth: tuple[str, str] | None) -> None:
         assert httpx.get(f"{url}/other", auth=("cmseg", PASSWORD), trust_env=False).status_code == 404
 
 
+def test_without_a_password_nothing_is_served() -> None:
+    with pytest.raises(InputError, match="CMSEG_METRICS_PASSWORD"):
+        server(Sources([Source("any", lambda: [])]), free_ports(1)[0], "")
+
+
 def test_a_dead_store_and_a_dead_prefect_break_nothing(stack: Stack, tmp_path: Path, s3_store: Store) -> None:
     nobody, neither = free_ports(2)
     dead = Store.open(s3_store.uri, endpoint=f"http://127.0.0.1:{nobody}")
-    told = scraped(*metrics.sources(stack.workspace, dead, PrefectApi(neither, "secret")), within=3)
+    told = scraped(*metrics.sources(stack.workspace, dead, PrefectApi(client_environment(neither, "secret"))), within=3)
     up = {name[1]: value for name, value in told.items() if name[0] == "cmseg_metrics_source_up"}
     assert up == {"services": 1, "disk": 1, "landing": 0, "storage": 0, "night": 0}
     assert ("cmseg_service_up", "Prefect") in told and ("cmseg_workspace_free_bytes",) in told
@@ -199,7 +210,7 @@ def test_a_dead_store_and_a_dead_prefect_break_nothing(stack: Stack, tmp_path: P
 
 def test_without_a_supervisor_the_rest_is_told(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
-    told = scraped(*metrics.sources(tmp_path, store, PrefectApi(free_ports(1)[0], "secret")))
+    told = scraped(*metrics.sources(tmp_path, store, PrefectApi(client_environment(free_ports(1)[0], "secret"))))
     assert told["cmseg_metrics_source_up", "services"] == 0
     assert told["cmseg_acquisitions", "waiting"] == 0
 
@@ -262,27 +273,26 @@ def test_an_existing_workspace_gets_the_new_secret_and_keeps_the_others(tmp_path
 def test_the_service_runs_is_small_and_may_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s3_port, port, nobody = free_ports(3)
     stack, settings = Stack(tmp_path), StackSettings(s3_port=s3_port, metrics_port=port, prefect_port=nobody)
-    stack.write_environment(settings)
+    (service,) = (one for one in stack.services(settings) if one.name == "metrics")
+    stack.logs.mkdir()
     for name, value in stack.store_environment(settings, "cmseg").items():
         monkeypatch.setenv(name, value)
-    folder = stack.folder / "metrics"
-    folder.mkdir()
+    monkeypatch.setenv("CMSEG_METRICS_HOST", "0.0.0.0")  # is for the container's program alone
     store = stack.store_environment(settings, "metrics")
-    service = metrics_service(folder, port, workspace=tmp_path, store=store, log=tmp_path / "metrics.log")
     with object_store(stack.folder / "s3", port=s3_port):
         ensure_bucket("s3://cmseg")
         submit(Store.open("s3://cmseg"), "monday")
         process = service.start(within=60)
-        assert process is not None, (tmp_path / "metrics.log").read_text()
+        assert process is not None, service.log.read_text()
         try:
             url = f"http://127.0.0.1:{port}/metrics"
-            answer = httpx.get(url, auth=("cmseg", stack.secrets().metrics), timeout=20, trust_env=False)
-            told = samples(answer.text)
+            told = samples(httpx.get(url, auth=("cmseg", stack.secrets().metrics), timeout=20, trust_env=False).text)
             assert told["cmseg_acquisitions", "waiting"] == 1 and told["cmseg_waiting_bytes",] == 1000
             assert told["cmseg_metrics_source_up", "storage"] == 1
             assert psutil.Process(process.pid).memory_info().rss < 150e6
-            secret = stack.secrets().metrics.encode()
-            assert secret not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+            command = Path(f"/proc/{process.pid}/cmdline").read_text()
+            assert [secret for secret in stack.secrets().model_dump().values() if secret in command] == []
+            assert answer(f"http://127.0.0.2:{port}/metrics") == 0
         finally:
             service.stop(process)
         for name, value in store.items():
@@ -294,6 +304,47 @@ def test_the_service_runs_is_small_and_may_only_read(tmp_path: Path, monkeypatch
                 refused()
 
 
+def container() -> dict[str, Any]:
+    """The service in Compose."""
+    return yaml.safe_load((EXAMPLES.parent / "compose" / "compose.yaml").read_text())["services"]["metrics"]
+
+
+def test_it_runs_by_what_its_container_gets(
+    s3: ObjectStoreService, s3_store: Store, prefect: dict[str, str], tmp_path: Path
+) -> None:
+    submit(s3_store, "monday")
+    (port,) = free_ports(1)
+    here = {**s3.environment(), **prefect, "CMSEG_STORE": s3_store.uri}
+    here |= {"CMSEG_METRICS_PORT": str(port), "CMSEG_METRICS_PASSWORD": PASSWORD}
+    compose = container()
+    # Without TLS here, and without the authority.
+    given = {name: value for name, value in compose["environment"].items() if "ca.crt" not in value}
+    environment = {name: here.get(name, value) for name, value in given.items()}
+    assert "$" not in "".join(environment.values())
+    command = [sys.executable, *compose["command"][1:]]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.2:{port}/metrics"  # it listens on more than 127.0.0.1
+        deadline = time.monotonic() + 60
+        while answer(url) != 401:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        assert answer(url, auth=("cmseg", "wrong")) == 401
+        told = samples(httpx.get(url, auth=("cmseg", PASSWORD), timeout=20, trust_env=False).text)
+        sources = {name[1]: value for name, value in told.items() if name[0] == "cmseg_metrics_source_up"}
+        assert sources == {"landing": 1, "storage": 1, "night": 1}
+        assert told["cmseg_acquisitions", "waiting"] == 1 and told["cmseg_night_last_state", "failed"] == 1
+        check = compose["healthcheck"]["test"][-1]
+        assert "localhost:9108" in check
+        subprocess.run([sys.executable, "-c", check.replace("9108", str(port))], check=True, env={})
+    finally:
+        process.terminate()
+        process.wait()
+    text = (tmp_path / "log").read_text()
+    assert [secret for secret in (PASSWORD, s3.secret_key, "secret") if secret in text] == []
+
+
 def test_it_imports_no_network_of_neurons_and_no_tracker() -> None:
     code = (
         "import sys, flows.metrics; print(*{'torch', 'tensorflow', 'mlflow', 'prefect', 'keras'} & sys.modules.keys())"
@@ -303,11 +354,11 @@ def test_it_imports_no_network_of_neurons_and_no_tracker() -> None:
 
 
 @pytest.fixture
-def exported(stack: Stack, prefect: PrefectApi, tmp_path: Path) -> set[str]:
+def exported(stack: Stack, prefect: dict[str, str], tmp_path: Path) -> set[str]:
     """Names of all that is exported."""
     store = Store.open(tmp_path / "store")
     submit(store, "monday")
-    return {name[0] for name in scraped(*metrics.sources(stack.workspace, store, prefect))}
+    return {name[0] for name in scraped(*metrics.sources(stack.workspace, store, PrefectApi(prefect)))}
 
 
 def used_names(expressions: list[str]) -> set[str]:
@@ -349,4 +400,7 @@ def test_the_page_names_all_that_is_exported(exported: set[str]) -> None:
 def test_the_example_asks_the_right_door(exported: set[str]) -> None:
     (job,) = yaml.safe_load((EXAMPLES / "prometheus.yaml").read_text())["scrape_configs"]
     assert job["basic_auth"]["username"] == "cmseg" and job.get("metrics_path", "/metrics") == "/metrics"
-    assert job["static_configs"][0]["targets"] == [f"127.0.0.1:{StackSettings.model_fields['metrics_port'].default}"]
+    (target,) = job["static_configs"][0]["targets"]
+    assert target == f"127.0.0.1:{StackSettings.model_fields['metrics_port'].default}"
+    compose = container()
+    assert compose["ports"] == [f"{target}:{compose['environment']['CMSEG_METRICS_PORT']}"]

@@ -121,9 +121,15 @@ def test_image_holds_every_file_that_a_container_names() -> None:
     assert len(named) == 3
     assert {name for name in named if not (ROOT / name).is_file()} == set()
     assert os.access(COMPOSE / "certificate.sh", os.X_OK)
-    modules = set(re.findall(r"deployments(?:\.[a-z_]+)+", json.dumps(commands)))
-    assert modules >= {"deployments.container.worker", "deployments.automations"}
+    modules = set(re.findall(r"(?:deployments|flows)(?:\.[a-z_]+)+", json.dumps(commands)))
+    assert modules >= {"deployments.container.worker", "deployments.automations", "flows.metrics"}
     assert {name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").is_file()} == set()
+
+
+def test_nothing_in_the_image_tells_others_of_its_use() -> None:
+    text = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
+    for switch in ("DO_NOT_TRACK=true", "PREFECT_SERVER_ANALYTICS_ENABLED=false", "MLFLOW_DISABLE_TELEMETRY=true"):
+        assert re.search(rf"^(ENV)? .*{switch}", text, re.M), switch
 
 
 # ---------------------------------------------------------------------------------------------- variables
@@ -159,6 +165,7 @@ def test_every_variable_is_known_to_who_reads_it() -> None:
     text = (ROOT / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
     known = _settings(Workspace) | _settings(PipelineConfig) | _settings(StackSettings) | OF_AWS
     known |= set(re.findall(r"\$(CMSEG_[A-Z_]+)", text)) | set(_get_valid_setting_names(Settings))
+    known |= set(re.findall(r'"(CMSEG_[A-Z_]+)"', (ROOT / "flows" / "metrics.py").read_text(encoding="utf-8")))
     known |= {name for name in vars(environment_variables) if name.startswith("MLFLOW_")}
     known |= {option.envvar for option in server.params if isinstance(option.envvar, str)}
     variables = {name for name in _variables() if re.match(r"(CMSEG|PREFECT|AWS|MLFLOW)_", name)}
@@ -212,12 +219,14 @@ def test_files_with_secrets_are_ignored_by_git(path: str) -> None:
 def test_each_container_gets_its_own_identity_alone() -> None:
     identities = {name: service.get("environment", {}).get("AWS_ACCESS_KEY_ID") for name, service in services.items()}
     assert {name: key for name, key in identities.items() if key} == {
-        "mlflow": "mlflow", "setup": "cmseg", "worker": "worker", "people": "people",
+        "mlflow": "mlflow", "setup": "cmseg", "worker": "worker", "people": "people", "metrics": "metrics",
     }  # fmt: skip
     for name, key in identities.items():
         if key:
             secret = services[name]["environment"]["AWS_SECRET_ACCESS_KEY"]
             assert secret == f"${{SECRET_STORE_{key.upper()}:?}}"
+    given = {name for name in services["object-store"]["environment"] if name.startswith("SECRET_STORE_")}
+    assert given == {f"SECRET_STORE_{name.upper()}" for name in (object_store.OWNER, *MAY_DO)}
     keys = {name for name, service in services.items() if "store-key:" in json.dumps(service.get("volumes", []))}
     assert keys == {"certificate", "object-store"}
 
@@ -239,12 +248,12 @@ def test_services_are_watched_bounded_and_closed() -> None:
         if service["image"].startswith("cmseg:"):
             assert service["read_only"] and service["cap_drop"] == ["ALL"], name
     published = {name for name, service in services.items() if "ports" in service}
-    assert published == {"object-store", "mlflow", "prefect"}
+    assert published == {"object-store", "mlflow", "prefect", "metrics"}
 
 
 def test_whoever_calls_the_store_knows_its_authority() -> None:
     callers = {name for name, one in services.items() if "AWS_ACCESS_KEY_ID" in one.get("environment", {})}
-    assert callers == {"mlflow", "setup", "worker", "people"}
+    assert callers == {"mlflow", "setup", "worker", "people", "metrics"}
     for name in callers:
         environment = services[name]["environment"]
         assert environment["AWS_ENDPOINT_URL_S3"].startswith("https://object-store:")
@@ -261,7 +270,7 @@ def test_services_wait_for_what_they_need() -> None:
     needed = {name: set(service.get("depends_on", {})) for name, service in services.items()}
     assert needed["worker"] == {"setup", "mlflow"}
     assert needed["setup"] == {"object-store", "prefect"}
-    assert needed["object-store"] == {"certificate"}
+    assert needed["object-store"] == needed["metrics"] == {"certificate"}
 
 
 def test_mlflow_and_prefect_start_as_in_the_local_stack(tmp_path: Path) -> None:
@@ -521,7 +530,8 @@ def encrypted(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     while not (ports[8] and ports[8] < 55_000 and processes.port_is_free(ports[8] + 10_000)):
         (ports[8],) = processes.free_ports(1)
     ports[9] = ports[8] + 10_000
-    secrets = {"SECRET_STORE_CMSEG": "of-the-owner", "SECRET_STORE_WORKER": "of-the-worker", "SECRET_STORE_PEOPLE": ""}
+    secrets = {"SECRET_STORE_CMSEG": "of-the-owner", "SECRET_STORE_WORKER": "of-the-worker", "SECRET_STORE_PEOPLE": "",
+               "SECRET_STORE_METRICS": "of-the-metrics"}  # fmt: skip
     command = container.configure(folder, certificates, secrets, ports)
     assert not [secret for secret in secrets.values() if secret and secret in " ".join(command)]
     process = processes.start(command, folder=folder, log=folder / "log")
@@ -576,6 +586,11 @@ def test_store_is_used_by_tls_under_an_authority_of_the_environment(as_worker: C
     assert store.get("incoming/a") == b"raw"
     with pytest.raises(InputError, match="refused"):
         store.put("incoming/a", b"other")
+    as_worker("metrics", "of-the-metrics")
+    reader = Store.open("s3://cmseg")
+    assert reader.get("work/a") == b"1"
+    with pytest.raises(InputError, match="refused"):
+        reader.put("work/a", b"other")
     as_worker("people", "")
     with pytest.raises(InputError, match="refused"):
         Store.open("s3://cmseg").get("incoming/a")

@@ -56,7 +56,59 @@ def test_bad_acquisition_does_not_sink_the_good_one(
     assert keys == {output["path"] for output in manifest["outputs"]} | {"manifest.json"}
     assert states(store) == {"bad": "quarantined", "good": "published"}
     assert not any((local.workspace / "scratch").iterdir())
+    shown = {artifact.key or artifact.description: artifact.data for artifact in newest_artifacts()}
+    assert shown["night-progress"] == 100
+    assert [row["state"] for row in json.loads(shown["night"])] == ["quarantined", "published"]
+    assert "`cmseg fetch good`" in shown["report-good"] and "![" in shown["review"]
+    assert shown["published, 3 cells"] == 100 and shown["bad"] == 0
+    assert {"process-good": {"cmseg", "good"}, "process-bad": {"cmseg", "bad"}}.items() <= tags_of_runs().items()
     assert night(local, config) == []
+
+
+def test_a_form_of_prefect_gives_plain_values(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig
+) -> None:
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.nightly import nightly
+
+    submit(str(tiny / "stack.tif"), "good", store)
+    form = {
+        "config": config.model_dump(mode="json", include={"foreground"}),
+        "workspace": local.model_dump(mode="json"),
+        "names": ["good"],
+    }
+    with pytest.raises(ParameterTypeError, match="cell_diameter_px"):
+        nightly(**{**form, "config": {"foreground": {"cell_diameter_px": "many"}}})  # type: ignore[arg-type]
+    (result,) = nightly(**form)  # type: ignore[arg-type]
+    assert result.state == "published"
+
+
+def newest_artifacts() -> list[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import ArtifactSort
+
+    with get_client(sync_client=True) as client:
+        return list(reversed(client.read_artifacts(sort=ArtifactSort.UPDATED_DESC, limit=40)))
+
+
+def tags_of_runs() -> dict[str, set[str]]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return {run.name: set(run.tags) for run in client.read_flow_runs(limit=20)}
+
+
+def test_what_nobody_could_have_submitted_stops_no_night(
+    store: Store, local: Workspace, tiny: Path, config: PipelineConfig
+) -> None:
+    store.put("incoming/run 1/acquisition.json", b"{}")
+    submit(str(tiny / "stack.tif"), "good", store)
+    assert [result.state for result in night(local, config)] == ["published"]
+    assert states(store) == {"good": "published", "run 1": "quarantined"}
+    (told,) = [entry for entry in acquisition_states(store) if entry["name"] == "run 1"]
+    assert "is no name of an acquisition" in str(told["reason"])
+    assert [entry["name"] for entry in acquisition_states(store, "good")] == ["good"]
 
 
 def test_fault_is_tried_once_more_then_quarantined(

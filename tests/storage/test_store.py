@@ -201,6 +201,13 @@ def test_credentials_never_go_in_the_clear_over_the_network(s3_env, endpoint: st
         Store.open("s3://bucket", endpoint=endpoint)
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated(s3_env, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://somebody:planted-secret@s3.example.org")
+    with pytest.raises(InputError, match="holds a user or a password") as caught:
+        Store.open("s3://bucket")
+    assert "planted-secret" not in str(caught.value)
+
+
 def test_no_credentials_is_said_at_once(s3) -> None:
     with pytest.raises(InputError, match="no credentials"):
         Store.open("s3://bucket", endpoint=s3.endpoint)

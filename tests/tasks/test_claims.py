@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cmseg_core.errors import StoreRefusal
 from cmseg_core.storage.store import Store
 from tasks import claims
 from tasks.claims import Owner, claim, is_claimed
@@ -109,6 +110,24 @@ def test_a_holder_gives_signs_of_life(store: Store, monkeypatch: pytest.MonkeyPa
         while not store.exists("work/claims/cells/0001/beat.json"):
             assert not deadline.wait(0.05)
     assert store.list("work/claims") == []
+
+
+def test_a_key_that_is_refused_meanwhile_ends_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_args: object) -> None:
+        asked.append(1)
+        raise StoreRefusal("s3://cmseg/work", "access was refused", "check the key")
+
+    asked: list[int] = []
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
+    mine = claim(store, "cells")
+    assert mine is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", refused)
+        patch.setattr(Store, "delete", refused)
+        with mine.kept():
+            while len(asked) < 3:
+                threading.Event().wait(0.02)
+    assert len(asked) >= 4, "it goes on to give signs of life, and lets go"
 
 
 def test_letting_go_leaves_a_successor_alone(store: Store) -> None:

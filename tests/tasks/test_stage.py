@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 from obstore.exceptions import PermissionDeniedError
+from prefect.task_engine import TaskRunTimeoutError
 
 from cmseg_core.errors import InputError, StoreRefusal
 from tasks.request import StoreAddress
@@ -22,6 +24,10 @@ from tasks.request import StoreAddress
         (PermissionDeniedError("a chunk of an array"), True),
         (InputError("stack.tif", "is damaged", "export it again"), False),
         (FileNotFoundError("stack.tif"), False),
+        (FileExistsError("a file where a folder is needed"), False),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), False),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (TaskRunTimeoutError("exceeded timeout of 3600 second(s)"), False),
         (PermissionError("stack.tif"), False),
         (ValueError("a fault of ours"), False),
     ],
