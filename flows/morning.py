@@ -19,6 +19,7 @@ from cmseg_core.storage.store import Store
 from cmseg_core.tracking.registry import resolve_model
 from flows.drift import drift_of
 from flows.places import tracking_uri
+from flows.progress import resource_of
 from flows.review import cells_to_review, illustrated
 from tasks.request import AcquisitionResult
 
@@ -96,8 +97,3 @@ def _row(name: str, drift: Drift) -> dict[str, Any]:
     value, usually = f"{drift.value:.3g}", f"{drift.usual.median:.3g}"
     of = f"{drift.usual.count} {drift.of}"
     return {"acquisition": name, "figure": drift.figure, "value": value, "usually": usually, "of": of}
-
-
-def resource_of(name: str) -> dict[str, str]:
-    """An acquisition as Prefect's events name it."""
-    return {"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name}

@@ -16,15 +16,15 @@ from prefect.events import emit_event
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import PipelineConfig, Workspace
-from cmseg_core.storage.stages import DAMAGED
+from cmseg_core.storage.stages import is_damage
 from cmseg_core.storage.store import Store
 from cmseg_core.tracking.registry import Role, pinned_reference, resolve_model
 from flows.cluster import on_cluster
 from flows.environment import prepare
-from flows.morning import resource_of, show, show_worst, tell_drift
+from flows.morning import show, show_worst, tell_drift
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
-from flows.progress import Progress
+from flows.progress import Progress, resource_of
 from tasks.check import stages_of
 from tasks.claims import LEASE_SECONDS, Claim, abandoned, claim, forget
 from tasks.landing import (
@@ -238,7 +238,7 @@ def _why(name: str, error: Exception, folder: Path) -> tuple[str, str, Kind]:
     if isinstance(error, InputError):
         return f"{error.subject}: {error.reason}".replace(f"{folder}/", ""), error.mend, "input"
     log.error("%s failed", name, exc_info=error)
-    if DAMAGED in str(error):
+    if is_damage(error):
         mend = (
             "see whether a disk fails; remove work/ from the store, and try it again with `cmseg nightly` and its name"
         )

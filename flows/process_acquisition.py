@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, unmapped
+from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -19,9 +20,9 @@ from cmseg_core.errors import InputError
 from cmseg_core.instances.regions import CellRegion, crop_box
 from cmseg_core.schema import Manifest, Taxonomy
 from cmseg_core.storage import manifest
-from cmseg_core.storage.stages import DAMAGED, StageRef
+from cmseg_core.storage.stages import StageRef, is_damage
 from cmseg_core.tracking.registry import ResolvedModel
-from flows.progress import Progress, tag_run
+from flows.progress import Progress, resource_of, tag_run
 from flows.separation import find_and_separate
 from flows.shadow import shadowed
 from tasks.assemble import assemble
@@ -81,31 +82,52 @@ def process_acquisition(request: AcquisitionRequest) -> AcquisitionResult:
         if request.out is not None:
             manifest.check_output(request.out)  # makes the folders above it, which a refused request must not
         progress = Progress(request.name)
-        made = _compute(request, checked, taxonomy, stage_model, progress)
-        log.info("%s: writing the result", request.name)
-        progress.reach(WRITING, "writing the result")
-        location = deliver(
-            checked=checked,
-            made=made,
-            config=request.config,
-            taxonomy=taxonomy,
-            store=request.address,
-            destination=request.name,
-            scratch=scratch,
-            out=request.out,
-        )
-        evaluation = made.evaluate and opened(made.evaluate, request.address).read_json("evaluation.json")
-        regions = regions_of(made.instances, request.address)
-        progress.reach(1, f"published, {len(regions)} cells")
-        return AcquisitionResult(
-            name=request.name,
-            state="published",
-            location=location,
-            cells=len(regions),
-            quarantined_cells=made.quarantined_cells,
-            evaluation=evaluation,
-            shadow=shadowed(request, checked, regions, made.organelles, made.preprocess, made.instances, taxonomy),
-        )
+        try:
+            return _carry_out(request, checked, taxonomy, stage_model, progress, scratch)
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            reason = f"what a step had left in the store was altered since ({error})"
+        log.error("%s: %s; all steps are done again", request.name, reason)
+        emit_event("cmseg.acquisition.damaged", resource=resource_of(request.name), payload={"reason": reason})
+        request = request.model_copy(update={"again": 1})
+        return _carry_out(request, checked, taxonomy, stage_model, progress, scratch)
+
+
+def _carry_out(
+    request: AcquisitionRequest,
+    checked: Checked,
+    taxonomy: Taxonomy,
+    stage_model: ResolvedModel | None,
+    progress: Progress,
+    scratch: Path,
+) -> AcquisitionResult:
+    """Run all stages, and publish the result."""
+    made = _compute(request, checked, taxonomy, stage_model, progress)
+    log.info("%s: writing the result", request.name)
+    progress.reach(WRITING, "writing the result")
+    location = deliver(
+        checked=checked,
+        made=made,
+        config=request.config,
+        taxonomy=taxonomy,
+        store=request.address,
+        destination=request.name,
+        scratch=scratch,
+        out=request.out,
+    )
+    evaluation = made.evaluate and opened(made.evaluate, request.address).read_json("evaluation.json")
+    regions = regions_of(made.instances, request.address)
+    progress.reach(1, f"published, {len(regions)} cells")
+    return AcquisitionResult(
+        name=request.name,
+        state="published",
+        location=location,
+        cells=len(regions),
+        quarantined_cells=made.quarantined_cells,
+        evaluation=evaluation,
+        shadow=shadowed(request, checked, regions, made.organelles, made.preprocess, made.instances, taxonomy),
+    )
 
 
 def _compute(
@@ -255,7 +277,7 @@ def _gather(
         if isinstance(result, StageRef):
             done[region.cell_id] = result
             log.info("%s: cell %d, %d of %d", result.stage, region.cell_id, len(done) + len(failed), len(regions))
-        elif isinstance(result, BaseException) and (may_pass(result) or DAMAGED in str(result)):
+        elif isinstance(result, BaseException) and (may_pass(result) or is_damage(result)):
             raise result
         else:
             failed[str(region.cell_id)] = _reason(result)

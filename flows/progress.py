@@ -18,6 +18,11 @@ LEAST_STEP = 0.1
 """Smaller steps are not told: each is a call to the server."""
 
 
+def resource_of(name: str) -> dict[str, str]:
+    """An acquisition as Prefect's events name it."""
+    return {"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name}
+
+
 @contextmanager
 def _unharmed() -> Iterator[None]:
     """What cannot be shown takes nothing from the run."""

@@ -15,11 +15,15 @@ STAGE_RULE = "rule"
 
 
 class StoreAddress(Frozen):
-    """Where the artifact store is; credentials come from the environment of whoever opens it."""
+    """Where the artifact store is; credentials come from the environment of whoever opens it.
+
+    `again` counts how often what steps had left there was found altered: they then leave it in other places.
+    """
 
     uri: str
     endpoint: str | None = None
     region: str = "us-east-1"
+    again: int = 0
 
     def open(self) -> Store:
         """The store."""
@@ -67,6 +71,8 @@ class AcquisitionRequest(Frozen):
         Reference of a model of organelles that labels `shadow_cells` cells again, for comparison.
     network_limit : str, optional
         Global concurrency limit of Prefect of which every step that asks a network takes a slot.
+    again : int
+        See `StoreAddress`.
     """
 
     name: AcquisitionName
@@ -92,11 +98,12 @@ class AcquisitionRequest(Frozen):
     shadow: str | None = None
     shadow_cells: Annotated[int, Field(ge=1)] = 4
     network_limit: str | None = None
+    again: int = 0
 
     @property
     def address(self) -> StoreAddress:
         """Where the store is."""
-        return StoreAddress(uri=self.store, endpoint=self.s3_endpoint, region=self.s3_region)
+        return StoreAddress(uri=self.store, endpoint=self.s3_endpoint, region=self.s3_region, again=self.again)
 
 
 class Shadow(Frozen):

@@ -103,6 +103,8 @@ def stage_output(
         Of the stage's own code, raised whenever its output changes within a version of the package.
     """
     code = f"{cmseg_core.__version__}+{revision}"
+    if store.again:
+        inputs = {**inputs, "again": str(store.again)}
     return StageOutput(store.open(), stage, stage_key(stage, inputs, config, code))
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
 
-from cmseg_core.acquisition.source import IMAGE_DTYPES, check_geometry
-from cmseg_core.acquisition.tiff import EXPORT_AGAIN, GREY, TiffSections, open_tiff
+from cmseg_core.acquisition.jpeg import jpeg_size
+from cmseg_core.acquisition.source import EXPORT_AGAIN, GREY, IMAGE_DTYPES, check_geometry
+from cmseg_core.acquisition.tiff import TiffSections, open_tiff
 from cmseg_core.acquisition.vendor import Statement
 from cmseg_core.errors import InputError
 
 SUFFIXES = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+PNG_TAIL_BYTES = 12
 JPEG_TAIL_BYTES = 4096
 
 
@@ -36,10 +40,7 @@ class FolderSections:
         """Decode sections `start` up to `stop` into an array of shape (stop - start, y, x)."""
         slab = np.empty((stop - start, *self.shape[1:]), self.dtype)
         for position, file in enumerate(self.files[start:stop]):
-            section = _decode(file, self.dtype)
-            if section.shape != self.shape[1:] or section.dtype != self.dtype:
-                raise InputError(file, "has changed since the folder was opened", "start again once it is complete")
-            slab[position] = section
+            _decode(file, slab[position])
         return slab
 
 
@@ -126,7 +127,8 @@ def _probe(file: Path, dtypes: tuple[str, ...]) -> tuple[tuple[tuple[int, int], 
         sections = _single(file, dtypes)
         size, dtype, statements = sections.shape[1:], sections.dtype, sections.statements
     else:
-        size, dtype = _png_header(file) if kind == "PNG" else _jpeg_header(file)
+        with file.open("rb") as stream:
+            size, dtype = _header(file, stream)
     check_geometry(file, (1, *size), dtype, dtypes)
     return (size, dtype), statements
 
@@ -140,26 +142,43 @@ def _single(file: Path, dtypes: tuple[str, ...]) -> TiffSections:
     return sections
 
 
-def _decode(file: Path, dtype: np.dtype) -> np.ndarray:
+def _decode(file: Path, section: np.ndarray) -> None:
+    """Decode one slice into its place, once its header has been read again: the file may be another one by now."""
+    stated = section.shape, section.dtype
     kind = SUFFIXES[file.suffix.lower()]
     if kind == "TIFF":
-        return _single(file, (dtype.name,)).read(0, 1)[0]
+        tiff = _single(file, (section.dtype.name,))
+        if (tiff.shape[1:], tiff.dtype) != stated:
+            raise _changed(file)
+        section[:] = tiff.read(0, 1)[0]
+        return
     try:
         data = file.read_bytes()
-        return imagecodecs.png_decode(data) if kind == "PNG" else imagecodecs.jpeg8_decode(data)
+        if _header(file, io.BytesIO(data)) != stated:
+            raise _changed(file)
+        # The decoders check the array against their own reading of the header before they decode.
+        decode = imagecodecs.png_decode if kind == "PNG" else imagecodecs.jpeg8_decode
+        decode(data, out=section)
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(file, f"cannot be decoded ({error})", EXPORT_AGAIN) from error
 
 
-def _png_header(file: Path) -> tuple[tuple[int, int], np.dtype]:
-    with file.open("rb") as stream:
-        head = stream.read(29)
-        stream.seek(max(0, file.stat().st_size - 12))
-        tail = stream.read()
+def _changed(file: Path) -> InputError:
+    return InputError(file, "has changed since the folder was opened", "start again once it is complete")
+
+
+def _header(file: Path, stream: BinaryIO) -> tuple[tuple[int, int], np.dtype]:
+    return _png_header(file, stream) if SUFFIXES[file.suffix.lower()] == "PNG" else _jpeg_header(file, stream)
+
+
+def _png_header(file: Path, stream: BinaryIO) -> tuple[tuple[int, int], np.dtype]:
+    head = stream.read(29)
     if len(head) < 29 or head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
         raise InputError(file, "is not a PNG image", EXPORT_AGAIN)
     width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
-    if b"IEND" not in tail:
+    if b"IEND" not in _tail(stream, PNG_TAIL_BYTES):
         raise InputError(file, "ends too early (truncated)", EXPORT_AGAIN)
     if colour != 0:
         raise InputError(file, "is a colour, palette or transparent image", GREY)
@@ -168,24 +187,13 @@ def _png_header(file: Path) -> tuple[tuple[int, int], np.dtype]:
     return (height, width), np.dtype(np.uint8 if bits == 8 else np.uint16)
 
 
-def _jpeg_header(file: Path) -> tuple[tuple[int, int], np.dtype]:
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - JPEG_TAIL_BYTES))
-        complete = b"\xff\xd9" in stream.read()
-        stream.seek(0)
-        if stream.read(2) != b"\xff\xd8":
-            raise InputError(file, "is not a JPEG image", EXPORT_AGAIN)
-        while len(marker := stream.read(4)) == 4 and marker[0] == 0xFF:
-            code, length = struct.unpack(">xBH", marker)
-            if code in range(0xC0, 0xD0) and code not in (0xC4, 0xC8, 0xCC):
-                frame = stream.read(6)
-                if len(frame) < 6 or not complete:
-                    break
-                bits, height, width, channels = struct.unpack(">BHHB", frame)
-                if channels != 1:
-                    raise InputError(file, f"is a colour image ({channels} channels)", GREY)
-                if bits != 8:
-                    raise InputError(file, f"has {bits} bits a sample", "convert it to 8 bits")
-                return (height, width), np.dtype(np.uint8)
-            stream.seek(length - 2, 1)
-    raise InputError(file, "ends too early (truncated)", EXPORT_AGAIN)
+def _jpeg_header(file: Path, stream: BinaryIO) -> tuple[tuple[int, int], np.dtype]:
+    size = jpeg_size(file, stream)
+    if b"\xff\xd9" not in _tail(stream, JPEG_TAIL_BYTES):
+        raise InputError(file, "ends too early (truncated)", EXPORT_AGAIN)
+    return size, np.dtype(np.uint8)
+
+
+def _tail(stream: BinaryIO, length: int) -> bytes:
+    stream.seek(max(0, stream.seek(0, os.SEEK_END) - length))
+    return stream.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,14 @@ MAX_SECTION_PIXELS = 1 << 29
 """Largest section, in pixels (23170 squared). A header that promises more is refused before decoding."""
 MAX_SECTIONS = 200_000
 """Largest number of sections."""
+SPARE_PIXELS = 1 << 25
+"""Pixels that a tile or chunk may always have, however small the image: a chunk of 256 cubed has half as many."""
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "float32")
 """Sample types of an image stack."""
 LABEL_DTYPES = ("uint8", "uint16", "uint32", "int8", "int16", "int32")
 """Sample types of a label stack."""
+EXPORT_AGAIN = "copy or export it again"
+GREY = "convert it to grey, one channel"
 HASH_CHUNK_BYTES = 8 << 20
 SLAB_BYTES = 64 << 20
 """Memory that one slab of a streamed pass may take."""
@@ -198,3 +203,40 @@ def check_geometry(path: Path, shape: tuple[int, ...], dtype: np.dtype, allowed:
         )
     if dtype.newbyteorder("=").name not in allowed:
         raise InputError(path, f"has samples of type {dtype.name}", f"convert it to one of {', '.join(allowed)}")
+
+
+def check_pieces(subject: object, shape: tuple[int, ...], piece: tuple[int, ...], name: str) -> None:
+    """Refuse tiles, strips or chunks that decode to far more than the image in them, from the header alone.
+
+    A piece is decoded as a whole, whatever is asked of it. It may reach beyond the image, as writers with fixed sizes
+    of tiles and chunks have it, but not so far that a small image fills the memory.
+
+    Parameters
+    ----------
+    subject : object
+        Name for messages.
+    shape : tuple of int
+        Of the image.
+    piece : tuple of int
+        Sides of one piece, along the same axes.
+    name : str
+        What the pieces are called.
+
+    Raises
+    ------
+    InputError
+        Where a piece has more than `MAX_SECTION_PIXELS`, or both more than `SPARE_PIXELS` and more than twice as many
+        pixels as the part of it within the image.
+    """
+    size = math.prod(piece)
+    within = math.prod(map(min, piece, shape))
+    if min(piece) < 1 or size > MAX_SECTION_PIXELS or size > max(SPARE_PIXELS, 2 * within):
+        raise InputError(
+            subject,
+            f"stores an image of {_sides(shape)} pixels in {name} of {_sides(piece)}, out of all proportion",
+            f"export it again with smaller {name}",
+        )
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

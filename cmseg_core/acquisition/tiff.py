@@ -11,17 +11,30 @@ from typing import Any, BinaryIO
 import numpy as np
 import tifffile
 
-from cmseg_core.acquisition.source import IMAGE_DTYPES, MAX_SECTIONS, check_geometry
+from cmseg_core.acquisition.jpeg import jpeg_size
+from cmseg_core.acquisition.source import (
+    EXPORT_AGAIN,
+    GREY,
+    IMAGE_DTYPES,
+    MAX_SECTIONS,
+    check_geometry,
+    check_pieces,
+)
 from cmseg_core.acquisition.vendor import Statement, statements_of_tiff
 from cmseg_core.errors import InputError
 
-EXPORT_AGAIN = "copy or export it again"
-GREY = "convert it to grey, one channel"
 STACKING_AXES = frozenset("ZIQT")
 """Axes along which a three-dimensional file may hold its sections; writers that know no Z call them I, Q or T."""
 
 MAX_ANNOTATION_COLOURS = 0.25
 """Share of a palette that may stand for annotations, the rest being the grey ramp."""
+
+JPEG = 7
+BOUNDED = frozenset((1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50013))
+"""Compressions whose decoder stops at the size of a tile or strip: none, LZW, deflate, PackBits, LZMA, Zstandard.
+
+The others hold a small image with a size of its own in each tile; of these only JPEG's is read beforehand.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ class TiffSections:
     """Page of each section; empty where the samples lie in one run from `offset`."""
     offset: int
     stored_dtype: np.dtype
+    storage: tuple[int, ...]
+    """Compression and sides of a tile or strip."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,6 +67,7 @@ class TiffSections:
         try:
             if self.pages:
                 with tifffile.TiffFile(self.path) as tif:
+                    self._refuse_other_storage(tif, start)
                     # One section more than one dimension less: tifffile drops the axis of a single page.
                     out = slab if stop - start > 1 else slab[0]
                     tif.asarray(key=self.pages[start:stop], out=out, maxworkers=_threads())
@@ -63,6 +79,16 @@ class TiffSections:
             reason = f"sections {start} to {stop - 1} cannot be decoded ({_one_line(error)})"
             raise InputError(self.path, reason, EXPORT_AGAIN) from error
         return slab
+
+    def _refuse_other_storage(self, tif: tifffile.TiffFile, section: int) -> None:
+        """Refuse a page in other tiles than those that were checked when the file was opened.
+
+        In an OME-TIFF, or one of ImageJ or tifffile, all pages are then taken to be like the first. The pages of a
+        slab are decoded like its first, so that looking at that one is enough.
+        """
+        page = tif.pages[self.pages[section]]
+        if _storage(page.keyframe) != self.storage:
+            raise InputError(self.path, f"section {section} is stored unlike the first", EXPORT_AGAIN)
 
     def _read_run(self, slab: np.ndarray, start: int) -> None:
         per_section = self.shape[1] * self.shape[2] * self.stored_dtype.itemsize
@@ -113,6 +139,7 @@ def _checked(path: Path, tif: tifffile.TiffFile, directories: int, dtypes: tuple
     shape = _stack_shape(path, main)
     stored = np.dtype(main.dtype)
     check_geometry(path, shape, stored, dtypes)
+    _check_storage(path, main.keyframe)
     images = (tif.imagej_metadata or {}).get("images", shape[0]) if tif.is_imagej else shape[0]
     if images != shape[0]:
         raise InputError(path, f"promises {images} images and holds {shape[0]} (truncated)", EXPORT_AGAIN)
@@ -120,6 +147,8 @@ def _checked(path: Path, tif: tifffile.TiffFile, directories: int, dtypes: tuple
     if main.dataoffset is not None:
         _refuse_short(path, main.dataoffset + main.nbytes)
     pages = () if run else _page_numbers(path, main, shape[0])
+    if main.keyframe.compression == JPEG:
+        _refuse_large_jpegs(path, main)
     facts: dict[str, Any] = {
         "format": _format(tif),
         "compression": tifffile.COMPRESSION(main.keyframe.compression).name.lower(),
@@ -129,7 +158,7 @@ def _checked(path: Path, tif: tifffile.TiffFile, directories: int, dtypes: tuple
     endian = np.dtype(tif.byteorder + stored.str[1:]) if stored.itemsize > 1 else stored
     return TiffSections(
         path=path, shape=shape, dtype=stored.newbyteorder("="), metadata=facts, statements=statements_of_tiff(tif),
-        pages=pages, offset=main.dataoffset or 0, stored_dtype=endian,
+        pages=pages, offset=main.dataoffset or 0, stored_dtype=endian, storage=_storage(main.keyframe),
     )  # fmt: skip
 
 
@@ -162,6 +191,30 @@ def _stack_shape(path: Path, series: tifffile.TiffPageSeries) -> tuple[int, int,
         reason = f"has axes {series.axes} of sizes {series.shape}, more than sections, rows and columns"
         raise InputError(path, reason, "save one channel and one time point as a stack of sections")
     return next(iter(sizes.values()), 1), height, width
+
+
+def _storage(page: Any) -> tuple[int, ...]:
+    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    return int(page.compression), page.tiledepth if page.is_tiled else 1, rows, columns
+
+
+def _check_storage(path: Path, page: tifffile.TiffPage) -> None:
+    compression, *piece = _storage(page)
+    if compression not in BOUNDED and compression != JPEG:
+        name = getattr(page.compression, "name", str(compression))
+        mend = "save it uncompressed or with LZW, deflate, Zstandard or JPEG"
+        raise InputError(path, f"has the compression {name}, which is not read", mend)
+    name = "tiles" if page.is_tiled else "strips"
+    check_pieces(path, (page.imagedepth, page.imagelength, page.imagewidth), tuple(piece), name)
+
+
+def _refuse_large_jpegs(path: Path, series: tifffile.TiffPageSeries) -> None:
+    """Hold the size that each JPEG within a TIFF states against that of the page."""
+    shape = series.keyframe.imagelength, series.keyframe.imagewidth
+    with path.open("rb") as stream:
+        for offset in (offset for page in series.pages if page is not None for offset in page.dataoffsets):
+            stream.seek(offset)
+            check_pieces(path, shape, jpeg_size(path, stream), "JPEG images")
 
 
 def _page_numbers(path: Path, series: tifffile.TiffPageSeries, depth: int) -> tuple[int, ...]:

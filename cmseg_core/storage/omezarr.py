@@ -19,10 +19,12 @@ from zarr.codecs import ZstdCodec
 from zarr.errors import BaseZarrError
 from zarr.storage import LocalStore
 
+from cmseg_core.acquisition.source import EXPORT_AGAIN, check_pieces
 from cmseg_core.errors import InputError
 from cmseg_core.schema import VoxelSize
 from cmseg_core.storage.stages import layout, slabs
 from cmseg_core.storage.store import Store
+from cmseg_core.storage.unpacking import bounded
 
 Read = Callable[[int, int], np.ndarray]
 """Gives the sections from start up to, not including, stop: an array of shape (stop - start, y, x)."""
@@ -164,7 +166,7 @@ def write_labels(
 
 def open_image(
     source: str | Path, *, voxel_size: VoxelSize | None = None, endpoint: str | None = None
-) -> tuple[Any, VoxelSize]:
+) -> tuple[Volume, VoxelSize]:
     """Open the finest level of an OME-Zarr image or label, version 0.4 or 0.5.
 
     Parameters
@@ -178,15 +180,15 @@ def open_image(
 
     Returns
     -------
-    array : zarr.Array or SingleChannel
+    array : Volume
         Has ``shape`` (z, y, x), ``dtype`` and sections by slicing.
     voxel_size : VoxelSize
 
     Raises
     ------
     InputError
-        Where it is no OME-Zarr image, has several channels or times, or its voxel size is neither given nor stated with
-        a unit.
+        Where it is no OME-Zarr image, has several channels or times, chunks out of all proportion or with an unknown
+        codec, or its voxel size is neither given nor stated with a unit.
     """
     try:
         group = zarr.open_group(_store_of(source, endpoint), mode="r")
@@ -205,14 +207,16 @@ def open_image(
         raise InputError(source, f"has the axes {names}", "give an image whose last axes are z, y, x")
     if any(side != 1 for side in array.shape[:-3]):
         raise InputError(source, f"has several channels or times {array.shape}", "give one channel at one time")
+    check_pieces(source, array.shape, array.chunks, "chunks")
     voxel_size = voxel_size or _voxel_size(source, axes, data, multiscale)
-    return (array if array.ndim == 3 else SingleChannel(array)), voxel_size
+    return Volume(source, bounded(source, array)), voxel_size
 
 
-class SingleChannel:
-    """The volume within an array whose leading axes (time, channel) have length one."""
+class Volume:
+    """The volume within an array whose leading axes (time, channel), if it has any, have length one."""
 
-    def __init__(self, array: zarr.Array) -> None:
+    def __init__(self, source: str | Path, array: zarr.Array) -> None:
+        self._source = source
         self._array = array
         self._leading = (0,) * (array.ndim - 3)
         self.shape: tuple[int, ...] = array.shape[-3:]
@@ -221,7 +225,12 @@ class SingleChannel:
 
     def __getitem__(self, selection: Any) -> np.ndarray:
         selection = selection if isinstance(selection, tuple) else (selection,)
-        return np.asarray(self._array[(*self._leading, *selection)])
+        try:
+            return np.asarray(self._array[(*self._leading, *selection)])
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(self._source, f"cannot be decoded ({error})", EXPORT_AGAIN) from error
 
 
 def _write_levels(

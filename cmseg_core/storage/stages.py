@@ -108,9 +108,15 @@ class StageRef(Frozen):
     key: str
 
 
-DAMAGED = "doesn't match checksum"
-"""Part of the error of whoever reads what has changed since it was written."""
+_DAMAGED = "doesn't match checksum"
+_SIGNS = (_DAMAGED, "Zstd decompression error", "computed checksum do not match")
+"""Parts of what zarr and this module say of data that has changed since it was written."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error says that what a stage had left has changed since."""
+    return any(sign in str(error) for sign in _SIGNS)
 
 
 def sealed(data: bytes) -> bytes:
@@ -128,7 +134,7 @@ def unsealed(data: bytes, key: str) -> bytes:
     """
     content, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
-        raise RuntimeError(f"{key} {DAMAGED}")
+        raise RuntimeError(f"{key} {_DAMAGED}")
     return content
 
 
@@ -183,11 +189,19 @@ class StageOutput:
 
         The marker alone is not enough: a lifecycle rule removes the oldest objects first, and the marker is
         the youngest.
+
+        Raises
+        ------
+        RuntimeError
+            Where the description of an array has changed since: a chunk that is sought in vain would be read as zeros.
         """
         marker = self._marker()
-        if marker is None:
+        if marker is None or self._sizes() != marker["outputs"]:
             return False
-        return self._sizes() == marker["outputs"]
+        for name, digest in marker["arrays"].items():
+            if self.store.sha256(f"{self.prefix}/{name}") != digest:
+                raise RuntimeError(f"{self.prefix}/{name} {_DAMAGED}")
+        return True
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -205,7 +219,15 @@ class StageOutput:
         summary : mapping, optional
             Small figures worth having without opening the output.
         """
-        marker = {"stage": self.stage, "key": self.key, "summary": dict(summary or {}), "outputs": self._sizes()}
+        outputs = self._sizes()
+        arrays = [name for name in outputs if name.endswith("/zarr.json")]
+        marker = {
+            "stage": self.stage,
+            "key": self.key,
+            "summary": dict(summary or {}),
+            "outputs": outputs,
+            "arrays": {name: self.store.sha256(f"{self.prefix}/{name}") for name in arrays},
+        }
         data = sealed(canonical_json(marker))
         name = f"{self.prefix}/{MARKER}"
         if not self.store.put_if_absent(name, data) and not self.complete:

@@ -13,14 +13,13 @@ from functools import partial
 from typing import Any
 
 import imagecodecs
-import numcodecs.abc
 import zarr
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import ShardingCodec
 
 from cmseg_core.errors import InputError
 
-UNPACK: dict[str, Callable[..., bytes]] = {
+UNPACK: dict[str, Callable[..., bytes | bytearray]] = {
     "blosc": imagecodecs.blosc_decode,
     "bz2": imagecodecs.bz2_decode,
     "gzip": imagecodecs.gzip_decode,
@@ -31,19 +30,7 @@ UNPACK: dict[str, Callable[..., bytes]] = {
 }
 """Decoders that stop at a given size, by the names that Zarr has for them."""
 PLAIN = frozenset(
-    (
-        "bytes",
-        "transpose",
-        "crc32c",
-        "crc32",
-        "adler32",
-        "fletcher32",
-        "bitround",
-        "delta",
-        "fixedscaleoffset",
-        "quantize",
-        "shuffle",
-    )
+    "bytes transpose crc32c crc32 adler32 fletcher32 bitround delta fixedscaleoffset quantize shuffle".split()
 )
 """Codecs that leave the size of a chunk more or less as it is."""
 SPARE_BYTES = 4096
@@ -99,7 +86,7 @@ def _packs(source: object, name: str) -> bool:
     return name in UNPACK
 
 
-def _unpack(name: str, data: Any, room: int) -> bytes:
+def _unpack(name: str, data: Any, room: int) -> bytes | bytearray:
     try:
         return UNPACK[name](data, out=room)
     except RuntimeError as error:  # each decoder raises a kind of its own
@@ -114,16 +101,16 @@ class Bounded(BytesBytesCodec):
     room: int
     is_fixed_size = False
 
-    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        data = await asyncio.to_thread(_unpack, self.name, chunk_bytes.as_numpy_array(), self.room)
+    async def _decode_single(self, chunk_data: Any, chunk_spec: Any) -> Any:
+        data = await asyncio.to_thread(_unpack, self.name, chunk_data.as_numpy_array(), self.room)
         return chunk_spec.prototype.buffer.from_bytes(data)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
-        """Of no fixed size."""
+        """Is part of zarr's interface: the size is not fixed."""
         raise NotImplementedError
 
 
-class BoundedNumcodec(numcodecs.abc.Codec):
+class BoundedNumcodec:
     """A compressor of Zarr 2 that only unpacks, to at most `room` bytes."""
 
     codec_id = "bounded"
@@ -132,10 +119,19 @@ class BoundedNumcodec(numcodecs.abc.Codec):
         self.name = name
         self.room = room
 
-    def decode(self, buf: Any, out: Any = None) -> bytes:
+    def decode(self, buf: Any, out: Any = None) -> bytes | bytearray:
         """Unpack a chunk."""
         return _unpack(self.name, buf, self.room)
 
     def encode(self, buf: Any) -> Any:
-        """Never asked for."""
+        """Is part of zarr's interface, and never asked for."""
         raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """As zarr's interface has it."""
+        return {"id": self.codec_id, "name": self.name, "room": self.room}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BoundedNumcodec:
+        """As zarr's interface has it."""
+        return cls(config["name"], config["room"])

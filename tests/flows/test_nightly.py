@@ -242,7 +242,51 @@ def test_a_cell_is_not_quarantined_for_what_its_service_did(
     assert result.state == "published" and result.quarantined_cells == {} and result.cells == 3
 
 
-def test_a_step_that_was_damaged_at_rest_sets_the_acquisition_aside_and_no_cell(
+@pytest.mark.parametrize(("stage", "name"), [("organelles", "labels/c/"), ("measure", "model.glb")])
+def test_what_a_step_left_and_a_disk_altered_is_computed_again(
+    store: Store,
+    local: Workspace,
+    tiny: Path,
+    config: PipelineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    name: str,
+) -> None:
+    from cmseg_core.storage.stages import StageOutput
+    from flows import process_acquisition
+
+    genuine, altered, told = StageOutput.commit, [], []
+
+    def commit(self: StageOutput, *args: Any, **options: Any) -> None:
+        genuine(self, *args, **options)
+        if self.stage == stage and not altered:
+            altered.append(flip(self.store, f"{self.prefix}/{name}"))
+
+    def emit(event: str, **options: Any) -> None:
+        told.append((event, options["resource"]["prefect.resource.name"]))
+
+    submit(str(tiny / "stack.tif"), "whole", store)
+    night(local, config)
+    submit(str(tiny / "stack.tif"), "rotten", store)
+    store.delete("work")
+    monkeypatch.setattr(StageOutput, "commit", commit)
+    monkeypatch.setattr(process_acquisition, "emit_event", emit)
+    (result,) = night(local, config)
+    assert (result.state, result.cells, result.quarantined_cells) == ("published", 3, {})
+    assert len(altered) == 1 and told == [("cmseg.acquisition.damaged", "rotten")]
+    for file in ("cells.csv", "cells/1/organelles.tif", "cells/2/model.glb"):
+        assert store.sha256(f"acquisitions/rotten/{file}") == store.sha256(f"acquisitions/whole/{file}")
+
+
+def flip(store: Store, prefix: str) -> str:
+    """Alter a byte in the middle of the first object whose key begins so."""
+    key = next(key for key in store.list(prefix.rpartition("/")[0]) if key.startswith(prefix))
+    whole, middle = store.get(key), len(store.get(key)) // 2
+    store.put(key, whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    return key
+
+
+def test_a_disk_that_alters_all_sets_the_acquisition_aside_and_no_cell(
     store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cmseg_core.storage.stages import StageOutput
@@ -252,9 +296,7 @@ def test_a_step_that_was_damaged_at_rest_sets_the_acquisition_aside_and_no_cell(
     def commit(self: StageOutput, *args: Any, **options: Any) -> None:
         genuine(self, *args, **options)
         if self.stage == "preprocess":
-            (shard,) = [key for key in self.store.list(f"{self.prefix}/image") if "/c/" in key]
-            whole = self.store.get(shard)
-            self.store.put(shard, whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:])
+            flip(self.store, f"{self.prefix}/image/c/")
 
     submit(str(tiny / "stack.tif"), "rotten", store)
     with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cmseg_core.errors import InputError
 from cmseg_core.schema import InstancesConfig
-from cmseg_core.storage.stages import DAMAGED, MARKER, StageOutput, StageRef, canonical_json, layout, slabs, stage_key
+from cmseg_core.storage.stages import MARKER, StageOutput, StageRef, canonical_json, is_damage, layout, slabs, stage_key
 from cmseg_core.storage.store import Store
 from cmseg_core.storage.tables import pack, unpack
 
@@ -192,18 +192,44 @@ def test_a_reference_belongs_to_its_store(tmp_path: Path) -> None:
         StageRef(uri="a", stage="b", key="c", array=[1])
 
 
-def test_a_flipped_byte_in_an_output_is_found_as_it_is_read(store: Store) -> None:
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize("edge", [24, 70])
+def test_a_flipped_byte_in_an_array_is_never_read_as_if_it_were_whole(tmp_path: Path, edge: int) -> None:
+    store = Store.open(tmp_path)  # one chunk, and chunks within a shard with an index
     output = StageOutput(store, "cells", KEY)
-    grey = np.random.default_rng(0).integers(0, 40, (64, 64, 64)).astype(np.uint8)
+    grey = np.random.default_rng(0).integers(0, 40, (edge,) * 3).astype(np.uint8)
     output.create_array("image", grey.shape, np.uint8)[:] = grey
     (shard,) = [key for key in store.list(output.prefix) if "/c/" in key]
     whole = store.get(shard)
-    for position in range(100, len(whole) - 200, len(whole) // 20):
-        store.put(shard, whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(RuntimeError, match=DAMAGED):
-            output.array("image")[:]
-    store.put(shard, whole)
-    assert np.array_equal(output.array("image")[:], grey)
+    found = 0
+    for position in {*range(0, 40), *range(0, len(whole), len(whole) // 100), *range(len(whole) - 140, len(whole))}:
+        store.put(shard, flipped(whole, position))
+        try:
+            read = output.array("image")[:]
+        except Exception as error:
+            assert is_damage(error), error
+            found += 1
+        else:
+            assert np.array_equal(read, grey), position  # an unused bit of the format
+    assert found > 200
+
+
+def test_a_flipped_byte_in_the_description_of_an_array_is_found(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    output = StageOutput(store, "cells", KEY)
+    output.create_array("image", (70, 70, 70), np.uint8)[:] = 1
+    output.commit()
+    assert output.complete
+    (key,) = [key for key in store.list(output.prefix) if key.endswith("zarr.json")]
+    whole = store.get(key)
+    for position in range(len(whole)):
+        store.put(key, flipped(whole, position))
+        with pytest.raises(RuntimeError) as caught:
+            _ = output.complete
+        assert is_damage(caught.value)
 
 
 def test_a_flipped_byte_in_a_small_object_is_found_as_it_is_read(store: Store) -> None:
@@ -213,10 +239,10 @@ def test_a_flipped_byte_in_a_small_object_is_found_as_it_is_read(store: Store) -
     whole = store.get(key)
     for position in range(len(whole)):
         store.put(key, whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        with pytest.raises(RuntimeError, match=DAMAGED):
+        with pytest.raises(RuntimeError, match="doesn't match checksum"):
             output.read_json("row.json")
     store.put(key, whole[:5])
-    with pytest.raises(RuntimeError, match=DAMAGED):
+    with pytest.raises(RuntimeError, match="doesn't match checksum"):
         output.read_json("row.json")
     store.put(key, whole)
     assert output.read_json("row.json") == {"volume_um3": 4.2}
