@@ -17,6 +17,8 @@ from typing import Any
 from cmseg_core.schema import PipelineConfig, Workspace
 from flows.environment import prepare
 
+_PAUSES = (5.0, 60.0)
+"""Seconds in place of minutes before a night takes up again what a failing service made wait."""
 _LATE = (
     "cmseg_core.morphology.meshes",
     "cmseg_core.organelles.inference",
@@ -60,6 +62,9 @@ def main() -> None:
     # What a night imports late, so that no night pays for it.
     for module in _LATE:
         importlib.import_module(module)
+    from flows import nightly
+
+    nightly.PAUSES = _PAUSES
     log = Path(sys.argv[1])
     print("ready", flush=True)
     for line in sys.stdin:

@@ -6,27 +6,32 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from unittest import mock
 from urllib.parse import unquote, urlsplit
+
+import psutil
 
 from cmseg_core.phantom import draw_field, write_acquisition
 from cmseg_core.schema import C_MEROLAE, VoxelSize
 from cmseg_core.storage.buckets import ensure_bucket
 from cmseg_core.storage.store import Store
-from deployments import mlflow_server
-from deployments.object_store import object_store
-from deployments.processes import free_ports
-from deployments.service import Service, answer
+from deployments.object_store import OWNER
+from deployments.processes import end_group, free_ports
+from deployments.stack import Stack, StackSettings
+from deployments.supervisor import ServiceState, Supervisor, read_state
 from flows.submit import submit
 from tests.faults.proxy import Call, Plan, Proxy, unharmed
 
 BUCKET = "s3://nights"
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "tiny"
+_PORTS = ("s3_port", "postgres_port", "mlflow_port", "prefect_port")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Ending:
     repeated : list of str
         Keys of finished work that was done once more.
     left : list of str
-        Claims that nobody let go of.
+        Claims that nobody let go of, and what was quarantined.
     """
 
     statuses: list[int]
@@ -65,6 +70,8 @@ class Nights:
         Folder that `submit` takes.
     log : path
         What the nights print.
+    state : path
+        What the supervisor of the services writes down.
     """
 
     proxy: Proxy
@@ -72,12 +79,13 @@ class Nights:
     log: Path
     endpoint: str
     launcher: subprocess.Popen[str]
+    state: Path
 
     def submit(self, night: str) -> Store:
         """The store of a night of its own, with the acquisition submitted."""
         store = Store.open(f"{BUCKET}/{night}", endpoint=self.endpoint)
-        truth = {f"truth_{kind}": str(self.acquisition / f"{kind}.tif") for kind in ("cells", "organelles")}
-        submit(str(self.acquisition / "stack.tif"), NAME, store, **truth)
+        stack, cells, organelles = (str(self.acquisition / f"{kind}.tif") for kind in ("stack", "cells", "organelles"))
+        submit(stack, NAME, store, truth_cells=cells, truth_organelles=organelles)
         return store
 
     def run(self, night: str, plan: Plan = unharmed) -> int:
@@ -93,6 +101,7 @@ class Nights:
         store = self.submit(night)
         statuses = [self.run(night, plan)]
         calls, harmed = self.proxy.calls, self.proxy.harmed
+        self._settle()
         repeated: list[str] = []
         if statuses[0]:
             done = _finished(store)
@@ -101,7 +110,25 @@ class Nights:
         else:
             written = [_key(call) for call in calls if call.method == "PUT" and call not in harmed]
             repeated = sorted({key for key in written if _is_mark(key) and written.count(key) > 1})
-        return Ending(statuses, harmed, published(store), repeated, store.list("work/claims"))
+        left = store.list("work/claims") + store.list("quarantine")
+        return Ending(statuses, harmed, published(store), repeated, left)
+
+    def services(self) -> dict[str, ServiceState]:
+        """The services as their supervisor sees them, by name."""
+        state = read_state(self.state)
+        assert state is not None
+        return {service.name: service for service in state.services}
+
+    def kill(self, name: str) -> None:
+        """Kill a service with all that it started; the supervisor starts it again."""
+        pid = self.services()[name].pid
+        assert pid is not None
+        end_group(pid)
+
+    def _settle(self) -> None:
+        """Wait until the services that were killed are up again."""
+        while not all(_lives(service.pid) for service in self.services().values()):
+            time.sleep(0.5)
 
     def _say(self, line: str) -> None:
         assert self.launcher.stdin is not None
@@ -153,60 +180,36 @@ def _is_mark(key: str) -> bool:
     return key.endswith("/_complete.json") or "/parts/" in key
 
 
+def _lives(pid: int | None) -> bool:
+    try:
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _finished(store: Store) -> set[str]:
     return {key for key in store.list("work") if _is_mark(key)}
 
 
 @contextmanager
 def nights(folder: Path, acquisition: Path, unet: Path, settings: Mapping[str, str] | None = None) -> Iterator[Nights]:
-    """Start the services, register the network as champion, and make ready to run nights."""
-    s3_folder, prefect_folder, mlflow_folder = (folder / name for name in ("s3", "prefect", "mlflow"))
-    for each in (prefect_folder, mlflow_folder):
-        each.mkdir(parents=True)
-    prefect_port, mlflow_port = free_ports(2)
-    with ExitStack() as stack:
-        s3 = stack.enter_context(object_store(s3_folder))
-        mlflow = mlflow_server.mlflow_service(
-            mlflow_folder,
-            mlflow_port,
-            password="a-password-of-tests",
-            signing_key="tests",
-            database=f"sqlite:///{mlflow_folder}/mlflow.db",
-            artifacts=str(mlflow_folder / "files"),
-            store={},
-            log=folder / "mlflow.log",
-        )
-        prefect = Service(
-            name="Prefect",
-            command=(sys.executable, "-m", "prefect", "server", "start", "--port", str(prefect_port)),
-            folder=prefect_folder,
-            log=folder / "prefect.log",
-            healthy=lambda: answer(f"http://127.0.0.1:{prefect_port}/api/health") == 200,
-            environment={"PREFECT_HOME": str(prefect_folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-        )
-        for service in (mlflow, prefect):
-            process = service.start()
-            if process is None:
-                raise RuntimeError(f"{service.name} did not start; see {service.log}")
-            stack.callback(service.stop, process)
-        proxy = stack.enter_context(
-            Proxy(
-                {
-                    "store": s3.endpoint,
-                    "prefect": f"http://127.0.0.1:{prefect_port}/api",
-                    "mlflow": f"http://127.0.0.1:{mlflow_port}",
-                }
-            )
-        )
-        access = {
-            **s3.environment(),
-            **mlflow_server.client_environment(mlflow_port, "a-password-of-tests"),
-        }
-        stack.enter_context(mock.patch.dict(os.environ, access))
-        ensure_bucket(BUCKET, endpoint=s3.endpoint)
-        _register(unet, access["MLFLOW_TRACKING_URI"])
+    """Start the services of ``cmseg up``, register the network as champion, and make ready to run nights."""
+    stack = Stack(folder)
+    ports = StackSettings(**dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True)))
+    with ExitStack() as held:
+        held.enter_context(mock.patch.dict(os.environ))
+        held.enter_context(_supervised(stack, ports))
+        s3 = stack.store_environment(ports, OWNER)
+        _, mlflow, prefect = stack.environment()
+        os.environ.update(s3 | mlflow)
+        endpoint = s3["CMSEG_S3_ENDPOINT"]
+        ensure_bucket(BUCKET, endpoint=endpoint)
+        _register(unet, mlflow["MLFLOW_TRACKING_URI"], folder / "workspace" / "models")
+        services = {"store": endpoint, "prefect": prefect["PREFECT_API_URL"], "mlflow": mlflow["MLFLOW_TRACKING_URI"]}
+        proxy = held.enter_context(Proxy(services))
         environment = {
             **os.environ,
+            **prefect,
             "CMSEG_WORKSPACE": str(folder / "workspace"),
             "CMSEG_FOREGROUND__METHOD": "threshold",
             "CMSEG_FOREGROUND__CELL_DIAMETER_PX": "32",
@@ -225,15 +228,34 @@ def nights(folder: Path, acquisition: Path, unet: Path, settings: Mapping[str, s
             stdout=subprocess.PIPE,
             text=True,
         )
-        stack.callback(_end, launcher)
+        held.callback(_end, launcher)
         assert launcher.stdout is not None and launcher.stdout.readline() == "ready\n"
-        yield Nights(proxy, acquisition, log, s3.endpoint, launcher)
+        yield Nights(proxy, acquisition, log, endpoint, launcher, stack.state)
 
 
-def _register(unet: Path, tracking_uri: str) -> None:
-    from cmseg_core.tracking.registry import register_file
+@contextmanager
+def _supervised(stack: Stack, ports: StackSettings) -> Iterator[None]:
+    """Keep up what a night calls as the supervisor of ``cmseg up`` does: what dies is started again."""
+    services = [service for service in stack.services(ports) if service.name not in ("worker", "metrics")]
+    supervisor = Supervisor(services, stack.state, stack.log)
+    with ExitStack() as held:
+        held.enter_context(stack.held())
+        held.callback(supervisor.stop)
+        supervisor.start()
+        # What a thread started does not outlive it: this one ends when all does.
+        watch = Thread(target=supervisor.watch)
+        watch.start()
+        held.callback(watch.join)
+        held.callback(supervisor.end)
+        yield
 
-    register_file(unet, "cmseg-unet", "unet", tracking_uri, alias="champion")
+
+def _register(unet: Path, tracking_uri: str, cache: Path) -> None:
+    from cmseg_core.tracking.registry import CHAMPION, register_file, resolve_model
+
+    register_file(unet, "cmseg-unet", "unet", tracking_uri, alias=CHAMPION)
+    # Or the first night alone would fetch it, and its calls would have other numbers than those of the others.
+    resolve_model(CHAMPION, "unet", tracking_uri, cache)
 
 
 def _end(launcher: subprocess.Popen[str]) -> None:

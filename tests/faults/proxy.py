@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -75,14 +76,15 @@ def at(number: int, harm: Harm) -> Plan:
     return lambda call: harm if call.number == number else None
 
 
-def first(pattern: str, harm: Harm) -> Plan:
-    """Harm the first call whose ``METHOD path`` the pattern matches."""
+def first(pattern: str, harm: Harm | None = None, act: Callable[[], None] = lambda: None) -> Plan:
+    """Act before the first call whose ``METHOD path`` the pattern matches, and harm it."""
     seen: list[Call] = []
 
     def plan(call: Call) -> Harm | None:
         if seen or not re.search(pattern, f"{call.method} {call.target}"):
             return None
         seen.append(call)
+        act()
         return harm
 
     return plan
@@ -115,7 +117,7 @@ class Proxy:
         self._services = {name: urlsplit(address) for name, address in services.items()}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
-        self._servers: list[asyncio.Server] = []
+        self._servers: dict[str, asyncio.Server] = {}
         self._ports: dict[str, int] = {}
         self._victim: int | None = None
         self.ahead = 0.0
@@ -124,11 +126,11 @@ class Proxy:
     def __enter__(self) -> Self:
         self._thread.start()
         for name in self._services:
-            self._ports[name] = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._listen(name), self._loop).result()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for server in self._servers:
+        for server in self._servers.values():
             self._loop.call_soon_threadsafe(server.close)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -151,7 +153,7 @@ class Proxy:
 
     # ------------------------------------------------------------------------------------------------- connections
 
-    async def _listen(self, name: str) -> int:
+    async def _listen(self, name: str) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 await self._serve(name, reader, writer)
@@ -160,13 +162,31 @@ class Proxy:
             finally:
                 writer.close()
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        self._servers.append(server)
-        return server.sockets[0].getsockname()[1]
+        server = await asyncio.start_server(serve, "127.0.0.1", self._ports.get(name, 0))
+        self._servers[name] = server
+        self._ports[name] = server.sockets[0].getsockname()[1]
+
+    async def _miss(self, name: str) -> None:
+        """Refuse connections, as the port of a service that is away does, until it is there again."""
+        server = self._servers.pop(name, None)
+        if server is None:
+            return  # another connection has found out before
+        server.close()
+        while name not in self._servers:
+            await asyncio.sleep(0.1)
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection(self._services[name].hostname, self._services[name].port)
+                writer.close()
+                await self._listen(name)
 
     async def _serve(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         place = self._services[name]
-        far_reader, far_writer = await asyncio.open_connection(place.hostname, place.port)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(place.hostname, place.port)
+        except ConnectionRefusedError:
+            _reset(writer)
+            await self._miss(name)
+            return
         try:
             near, far = h11.Connection(h11.SERVER), h11.Connection(h11.CLIENT)
             while True:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.faults.nights import Nights, changes, nights, published, tiny_acquisition, tiny_unet
+from tests.faults.nights import Ending, Nights, changes, nights, published, tiny_acquisition, tiny_unet
 from tests.faults.proxy import Call, Harm, at, first, some
 
 PASSING = (Harm.BUSY, Harm.BROKEN, Harm.RESET, Harm.LOST, Harm.TRUNCATED, Harm.SLOW)
@@ -74,14 +74,62 @@ def test_a_night_that_is_killed_goes_on(site: Site, night: str, pattern: str, ha
     assert ending.repeated == [] and ending.left == []
 
 
+def _bereave(site: Site, night: str, service: str, pattern: str) -> Ending:
+    """What becomes of a night of which a service is killed before the first call that the pattern matches."""
+    before = site.nights.services()[service].restarts
+    ending = site.nights.endure(night, first(pattern, act=lambda: site.nights.kill(service)))
+    assert site.nights.services()[service].restarts == before + 1
+    return ending
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("service", "pattern"),
+    [
+        ("object store", "PUT .*/organelles/.*/zarr.json"),
+        ("Prefect", "PUT .*/organelles/.*/zarr.json"),
+        ("PostgreSQL", "PUT .*/organelles/.*/zarr.json"),
+        ("MLflow", "GET /api/2.0/mlflow/"),
+    ],
+)
+def test_a_night_outlives_a_service(site: Site, service: str, pattern: str) -> None:
+    ending = _bereave(site, f"without-{service.split()[0]}", service, pattern)
+    assert ending.statuses == [0], site.nights.log.read_text()
+    assert ending.published == site.whole
+    assert ending.repeated == [] and ending.left == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("night", "service", "pattern"),
+    [
+        ("claims", "object store", "PUT .*/claims/tiny/"),
+        ("publishes", "object store", "PUT /nights/.*/acquisitions/tiny/manifest.json"),
+        ("lets-go", "object store", "POST /nights.delete"),
+        ("begins-the-acquisition", "Prefect", "POST /api/task_runs/"),
+        ("ends", "Prefect", "PUT .*/work/figures/"),
+        ("begins", "PostgreSQL", "POST /api/flow_runs/.*/set_state"),
+        ("begins-the-acquisition-too", "PostgreSQL", "POST /api/task_runs/"),
+        ("ends-too", "PostgreSQL", "PUT .*/work/figures/"),
+    ],
+)
+def test_a_service_dies_at_the_worst_moment(site: Site, night: str, service: str, pattern: str) -> None:
+    ending = _bereave(site, night, service, pattern)
+    assert ending.statuses[-1] == 0, site.nights.log.read_text()
+    assert ending.published == site.whole
+    assert ending.repeated == [] and ending.left == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_every_boundary_of_a_stage(site: Site) -> None:
-    marks = [call for call in site.calls if call.method == "PUT" and call.target.endswith("/_complete.json")]
+    written = [call.target for call in site.calls if call.method == "PUT"]
+    marks = [target.split("/work/")[1] for target in written if target.endswith("/_complete.json")]
     assert len(marks) >= 12
-    for call in marks:
+    for number, mark in enumerate(marks):
         for harm in (Harm.KILLED_BEFORE, Harm.KILLED_AFTER):
-            ending = site.nights.endure(f"boundary-{harm.name.lower()}-{call.number}", at(call.number, harm))
+            ending = site.nights.endure(f"boundary-{harm.name.lower()}-{number}", first(f"PUT .*/{mark}", harm))
             assert ending.statuses == [-9, 0]
             assert ending.published == site.whole
             assert ending.repeated == [] and ending.left == []
@@ -95,6 +143,7 @@ def test_killed_at_fifty_random_moments(site: Site) -> None:
     for number in moments:
         harm = rng.choice((Harm.KILLED_BEFORE, Harm.KILLED_AFTER))
         ending = site.nights.endure(f"moment-{number}", at(number, harm))
+        assert ending.statuses[0] == -9, (number, harm, ending)
         assert ending.statuses[-1] == 0, (number, harm, ending)
         assert ending.published == site.whole, (number, harm)
         assert ending.repeated == [] and ending.left == []
