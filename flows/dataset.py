@@ -38,8 +38,8 @@ from cmseg_core.storage.omezarr import open_image
 from cmseg_core.storage.store import Store
 from flows.console import DONE, Console
 from flows.places import store_address
-from tasks.check import stages_beside
 from tasks.source import is_zarr, open_stack
+from tasks.truth import stages_beside
 
 Kind = Literal["cell", "field", "sections"]
 

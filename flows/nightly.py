@@ -25,7 +25,6 @@ from flows.morning import show, show_worst, tell_drift
 from flows.places import store_address, tracking_uri
 from flows.process_acquisition import process_acquisition
 from flows.progress import Progress, resource_of
-from tasks.check import stages_of
 from tasks.claims import LEASE_SECONDS, Claim, abandoned, claim, forget
 from tasks.landing import (
     INCOMING,
@@ -40,6 +39,7 @@ from tasks.landing import (
 from tasks.request import STAGE_RULE, AcquisitionRequest, AcquisitionResult
 from tasks.slots import check_limit
 from tasks.stage import may_pass
+from tasks.truth import stages_of
 
 log = logging.getLogger("cmseg.flows")
 

@@ -11,9 +11,9 @@ from cmseg_core.errors import InputError
 from cmseg_core.schema import Acquisition, VoxelSize, first_problem
 from cmseg_core.storage.stages import canonical_json
 from cmseg_core.storage.store import Store
-from tasks.check import labels_sha256, stages_beside
 from tasks.landing import INCOMING, versioned, versions_of
 from tasks.source import open_stack
+from tasks.truth import labels_sha256, stages_beside
 
 
 def submit(

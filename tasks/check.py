@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 import cmseg_core
-from cmseg_core.acquisition.reader import read_labels
 from cmseg_core.errors import InputError
-from cmseg_core.schema import Acquisition, Frozen, Stage, first_problem
+from cmseg_core.schema import Acquisition, Frozen, Stage
 from cmseg_core.storage.stages import stage_key
 from cmseg_core.tracking.registry import ResolvedModel, Role
 from tasks.memory import plan_blocks
 from tasks.models import resolve_models
 from tasks.request import AcquisitionRequest
 from tasks.source import open_stack
+from tasks.truth import labels_sha256, stages_beside
 
 PACKAGES = (
     "numpy",
@@ -129,37 +122,7 @@ def acquired_as(request: AcquisitionRequest) -> str:
     return request.origin or request.source
 
 
-def stages_beside(stack: Path) -> dict[int, Stage]:
-    """Stages of the true cells, from the ``acquisition.json`` beside a stack or in its folder; empty without one."""
-    sidecar = (stack if stack.is_dir() else stack.parent) / "acquisition.json"
-    if not sidecar.is_file():
-        return {}
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-        return stages_of(content)
-    except ValidationError as error:
-        raise InputError(
-            sidecar, f"has damaged stages ({first_problem(error)})", 'write {"stages": {"1": 2}}'
-        ) from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(sidecar, f"cannot be read ({error})", "write JSON") from error
-
-
-def stages_of(content: Mapping[str, Any]) -> dict[int, Stage]:
-    """Stages that the content of an ``acquisition.json`` states, at its top or among its metadata."""
-    stated = content.get("stages") or (content.get("metadata") or {}).get("stages") or {}
-    return TypeAdapter(dict[int, Stage]).validate_python(stated)
-
-
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of what computes."""
     found = {name: version(name) for name in PACKAGES}
     return {"cmseg": cmseg_core.__version__, "python": sys.version.split()[0], **found}
-
-
-def labels_sha256(path: str, shape: tuple[int, int, int]) -> str:
-    """Hash of the labels of a stack, which must have this shape; InputError where it cannot be used."""
-    labels = read_labels(path, shape)
-    digest = hashlib.sha256(f"{labels.dtype.str} {labels.shape}".encode())
-    digest.update(np.ascontiguousarray(labels).data)
-    return digest.hexdigest()

@@ -50,7 +50,7 @@ def cmseg(tmp_path_factory: pytest.TempPathFactory) -> Cmseg:
 
     def run(*arguments: object, timeout: float = 280, **variables: str) -> Outcome:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CMSEG_")}
-        environment |= {"CMSEG_WORKSPACE": str(workspace), "CMSEG_THREADS": "2", **variables}
+        environment |= {"CMSEG_WORKSPACE": str(workspace), "CMSEG_THREADS": "1", **variables}
         command = [str(COMMAND), *(str(argument) for argument in arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr)

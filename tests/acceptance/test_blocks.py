@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.conftest import Cmseg
 from tests.acceptance.test_survival import killed_once
 
@@ -12,6 +14,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_killed_run_computes_only_the_missing_blocks(cmseg: Cmseg, phantom: Path, unet: Path, tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("foreground: {method: threshold, cell_diameter_px: 80}\n")

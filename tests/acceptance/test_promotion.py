@@ -84,6 +84,7 @@ def test_a_worse_model_is_refused_a_better_one_promoted_and_rollback_restores(
     assert all(word in table for word in ("promoted", "refused", "rolled back", "mean before"))
 
 
+@pytest.mark.slow
 def test_a_training_meets_the_packaged_model(
     cmseg: Cmseg, packaged_models: None, phantom: Path, place: dict[str, str], tmp_path: Path
 ) -> None:

@@ -21,10 +21,11 @@ def test_each_acquisition_is_processed_once(cmseg: Cmseg, unet: Path, tmp_path: 
     place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace"), "CMSEG_FOREGROUND__METHOD": "threshold",
              "CMSEG_UNET": str(unet), "CMSEG_STAGE_MODEL": "rule", "CMSEG_THREADS": "1"}  # fmt: skip
     incoming = tmp_path / "workspace" / "store" / "incoming"
-    for seed, name in enumerate([*GOOD, "altered", "absent"]):
-        made = cmseg("phantom", tmp_path / name, "--cells", 2, "--voxel-size", 70, 70, 70, "--seed", seed)
+    for seed in (0, 1):
+        made = cmseg("phantom", tmp_path / str(seed), "--cells", 2, "--voxel-size", 70, 70, 70, "--seed", seed)
         assert made.status == 0, made.err
-        assert cmseg("submit", tmp_path / name, "--name", name, **place).status == 0
+    for number, name in enumerate([*GOOD, "altered", "absent"]):
+        assert cmseg("submit", tmp_path / str(number % 2), "--name", name, **place).status == 0
     blank = tmp_path / "blank.tif"
     tifffile.imwrite(blank, np.full((20, 40, 40), 7, np.uint8), photometric="minisblack")
     assert cmseg("submit", blank, "--name", "blank", "--voxel-size", 50, 50, 50, **place).status == 0

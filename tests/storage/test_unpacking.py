@@ -47,7 +47,7 @@ def test_filters_of_zarr_2(tmp_path):
 @pytest.mark.parametrize(
     "codecs",
     [(), (ZstdCodec(level=3),), (GzipCodec(),), *((BloscCodec(cname=name),) for name, _ in BLOSC),
-     (ZstdCodec(checksum=True), Crc32cCodec())], ids=str,
+     (ZstdCodec(checksum=True), Crc32cCodec())], ids=["none", "zstd", "gzip", *(name for name, _ in BLOSC), "two"],
 )  # fmt: skip
 def test_zarr_3(tmp_path, codecs, shards, dtype):
     check(zarr.create_array(tmp_path, shape=VOLUME.shape, dtype=dtype, chunks=(16, 32, 32), shards=shards,
