@@ -100,6 +100,8 @@ def worker_service(
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # What the server answers while its database is started again.
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         # What the flows tell stands in the pages of their runs.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "cmseg",
         "PREFECT_LOGGING_LEVEL": "INFO",

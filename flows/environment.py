@@ -35,6 +35,8 @@ _QUIET = {
     "PREFECT_CLI_PROMPT": "false",
     # The server of a busy machine takes longer to start than the 20 s it is given by default.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    # What its server answers while its database is started again; its client would give up at once.
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

@@ -383,7 +383,8 @@ def test_process_pool_is_prefects_own_but_for_the_environment(tmp_path: Path) ->
     ).environment
     assert environment == {name: local[name] for name in environment}
     # A run that gives no sign of life is never found to be dead.
-    assert set(environment) == {name for name in local if name.startswith(("PREFECT_FLOWS", "PREFECT_LOGGING"))}
+    of_flows = ("PREFECT_CLIENT", "PREFECT_FLOWS", "PREFECT_LOGGING")
+    assert set(environment) == {name for name in local if name.startswith(of_flows)}
     assert _environment("kubernetes") == environment
 
 

@@ -74,8 +74,9 @@ def test_a_night_that_is_killed_goes_on(site: Site, night: str, pattern: str, ha
     assert ending.repeated == [] and ending.left == []
 
 
-def _bereave(site: Site, night: str, service: str, pattern: str) -> Ending:
+def _bereaved(site: Site, moment: str, service: str, pattern: str) -> Ending:
     """What becomes of a night of which a service is killed before the first call that the pattern matches."""
+    night = f"{service}-{moment}".replace(" ", "-")
     before = site.nights.services()[service].restarts
     ending = site.nights.endure(night, first(pattern, act=lambda: site.nights.kill(service)))
     assert site.nights.services()[service].restarts == before + 1
@@ -84,16 +85,16 @@ def _bereave(site: Site, night: str, service: str, pattern: str) -> Ending:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("service", "pattern"),
+    ("moment", "service", "pattern"),
     [
-        ("object store", "PUT .*/organelles/.*/zarr.json"),
-        ("Prefect", "PUT .*/organelles/.*/zarr.json"),
-        ("PostgreSQL", "PUT .*/organelles/.*/zarr.json"),
-        ("MLflow", "GET /api/2.0/mlflow/"),
+        ("labels", "object store", "PUT .*/organelles/.*/zarr.json"),
+        ("labels", "Prefect", "PUT .*/organelles/.*/zarr.json"),
+        ("labels", "PostgreSQL", "PUT .*/organelles/.*/zarr.json"),
+        ("models", "MLflow", "GET /api/2.0/mlflow/"),
     ],
 )
-def test_a_night_outlives_a_service(site: Site, service: str, pattern: str) -> None:
-    ending = _bereave(site, f"without-{service.split()[0]}", service, pattern)
+def test_a_night_outlives_a_service(site: Site, moment: str, service: str, pattern: str) -> None:
+    ending = _bereaved(site, moment, service, pattern)
     assert ending.statuses == [0], site.nights.log.read_text()
     assert ending.published == site.whole
     assert ending.repeated == [] and ending.left == []
@@ -102,20 +103,22 @@ def test_a_night_outlives_a_service(site: Site, service: str, pattern: str) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("night", "service", "pattern"),
+    ("moment", "service", "pattern"),
     [
-        ("claims", "object store", "PUT .*/claims/tiny/"),
-        ("publishes", "object store", "PUT /nights/.*/acquisitions/tiny/manifest.json"),
-        ("lets-go", "object store", "POST /nights.delete"),
-        ("begins-the-acquisition", "Prefect", "POST /api/task_runs/"),
-        ("ends", "Prefect", "PUT .*/work/figures/"),
-        ("begins", "PostgreSQL", "POST /api/flow_runs/.*/set_state"),
-        ("begins-the-acquisition-too", "PostgreSQL", "POST /api/task_runs/"),
-        ("ends-too", "PostgreSQL", "PUT .*/work/figures/"),
+        ("claim", "object store", "PUT .*/claims/tiny/"),
+        ("publish", "object store", "PUT /nights/.*/acquisitions/tiny/manifest.json"),
+        ("let go", "object store", "POST /nights.delete"),
+        ("acquisition", "Prefect", "POST /api/task_runs/"),
+        ("end", "Prefect", "PUT .*/work/figures/"),
+        ("beginning", "PostgreSQL", "POST /api/flow_runs/.*/set_state"),
+        ("acquisition", "PostgreSQL", "POST /api/task_runs/"),
+        ("end", "PostgreSQL", "PUT .*/work/figures/"),
     ],
 )
-def test_a_service_dies_at_the_worst_moment(site: Site, night: str, service: str, pattern: str) -> None:
-    ending = _bereave(site, night, service, pattern)
+def test_a_service_dies_at_the_worst_moment(site: Site, moment: str, service: str, pattern: str) -> None:
+    ending = _bereaved(site, moment, service, pattern)
+    # Without its database Prefect's server answers 500, after which its client does not ask again: where that is the
+    # run of the night itself, the process fails, and the next one ends well.
     assert ending.statuses[-1] == 0, site.nights.log.read_text()
     assert ending.published == site.whole
     assert ending.repeated == [] and ending.left == []
