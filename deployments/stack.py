@@ -164,8 +164,10 @@ class Stack:
             Where another process holds it, or the folder cannot be written.
         """
         try:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            self.folder.chmod(0o700)
+            self.workspace.mkdir(parents=True, exist_ok=True)
+            # For its owner alone; PostgreSQL's account may be let through it later, and must not be shut out again.
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"

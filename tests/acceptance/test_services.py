@@ -186,6 +186,20 @@ def test_prometheus_is_told_of_the_night(site: Site) -> None:
         assert f'cmseg_service_up{{service="{service}"}} 1.0' in lines
 
 
+def test_looking_at_the_services_shuts_none_out(site: Site) -> None:
+    import psycopg
+
+    def restarts() -> dict[str, int]:
+        return {one["name"]: one["restarts"] for one in site("status", "--json").document()["services"]}
+
+    before = restarts()
+    password = json.loads((site.workspace / "stack" / "secrets.json").read_text())["postgres"]
+    address = f"postgresql://cmseg:{password}@127.0.0.1:{site.variables['CMSEG_POSTGRES_PORT']}/prefect"
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")  # opens its files anew, under an account of its own where root began all this
+    assert restarts() == before
+
+
 def test_strangers_are_refused(site: Site) -> None:
     prefect, mlflow = (
         f"http://127.0.0.1:{site.variables[name]}" for name in ("CMSEG_PREFECT_PORT", "CMSEG_MLFLOW_PORT")
