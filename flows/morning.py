@@ -46,7 +46,7 @@ def show(results: Sequence[AcquisitionResult]) -> None:
     for result in results:
         if result.state == "published":
             told = f"[Report of {result.name}]({result.location}/report.html): `cmseg fetch {result.name}`"
-            create_markdown_artifact(key=_report_key(result.name), markdown=told)
+            create_markdown_artifact(key=_report_key(result.name), markdown=told, description=f"{result.cells} cells")
     if compared := [(result.name, result.shadow) for result in results if result.shadow]:
         told = [
             {"acquisition": name, "model": f"{one.reference}, version {one.version}", "cells": one.cells, **one.iou}
