@@ -19,7 +19,23 @@ import torch
 
 from cmseg_core.tracking.registry import packaged_model
 
-COMMANDS = ("demo", "run", "phantom", "submit", "nightly", "status", "dataset", "train", "evaluate", "models", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "phantom",
+    "submit",
+    "nightly",
+    "status",
+    "fetch",
+    "review",
+    "dataset",
+    "train",
+    "evaluate",
+    "models",
+    "up",
+    "down",
+    "doctor",
+)
 DELIVERED = {
     "manifest.json",
     "volume.ome.zarr",
@@ -214,6 +230,12 @@ def test_submit_nightly_status(
     scores = [cell["review_score"] for cell in review["cells"]]
     assert len(scores) == 2 and scores == sorted(scores, reverse=True)
     assert all((tmp_path / "look" / "good" / str(c["cell_id"]) / "organelles.tif").is_file() for c in review["cells"])
+    fetched = cmseg("fetch", "good", "--to", tmp_path, "--only", "report.html", "--only", "cells/1", "--json", **place)
+    assert fetched.status == 0, fetched.err
+    files = {str(path.relative_to(tmp_path / "good")) for path in (tmp_path / "good").rglob("*") if path.is_file()}
+    assert {"report.html", "cells/1/model.glb"} <= files == set(fetched.document()["files"])
+    nothing = cmseg("fetch", "bad", "--to", tmp_path, **place)
+    assert (nothing.status, "has no result: it is quarantined" in nothing.complaint()) == (2, True)
     assert cmseg("review", "nobody", **place).status == 2
     assert cmseg("status", "nobody", **place).status == 2
 
