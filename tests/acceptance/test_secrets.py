@@ -53,6 +53,7 @@ def test_planted_secrets_come_out_nowhere(
     assert [one.status for one in done[:5]] == [0, 0, 3, 0, 0], [one.err for one in done]
     failed = [
         cmseg("models", "list", "--debug", **(place | unreachable)),
+        cmseg("models", "list", **(place | unreachable)),
         cmseg("models", "list", "--debug", **(place | in_address)),
         cmseg("status", **(place | {"CMSEG_S3_ENDPOINT": f"http://cmseg:{TRACKER}@127.0.0.1:9"})),
         cmseg("nightly", "--debug", **(place | {"AWS_SECRET_ACCESS_KEY": WRONG})),
