@@ -93,12 +93,11 @@ def test_a_run_uses_it_and_says_so(
     assert all(row["stage"] in ("", "1", "2", "3", "4", "5") and row["stage_confidence"] for row in rows)
 
 
-@pytest.mark.parametrize("content", [pickle.dumps({"weights": [1]}), b"{", b'{"format": 1}'])
 def test_a_file_that_is_no_classifier_is_refused(
-    cmseg: Cmseg, phantom: Path, unet: Path, threshold: Path, tmp_path: Path, content: bytes
+    cmseg: Cmseg, phantom: Path, unet: Path, threshold: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.json"
-    bad.write_bytes(content)
+    bad.write_bytes(pickle.dumps({"weights": [1]}))
     for arguments in (
         ("evaluate", bad, phantom),
         ("models", "import", bad, "--role", "stage"),

@@ -64,6 +64,7 @@ def weights(model: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     cmseg: Cmseg, phantom: Path, settings: Path, tmp_path: Path

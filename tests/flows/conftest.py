@@ -79,6 +79,13 @@ def make_request(
 
 
 @pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A local folder; the S3 service for tests that are parametrized with it. All nights of tests/faults are on S3."""
+    on_s3 = getattr(request, "param", "folder") == "s3"
+    return request.getfixturevalue("s3_store") if on_s3 else Store.open(tmp_path / "store")
+
+
+@pytest.fixture
 def local(store: Store, tiny_unet: Path, prefect_home: Path, tmp_path: Path) -> Workspace:
     """A workspace on the store under test."""
     return Workspace(

@@ -23,6 +23,7 @@ def night(workspace: Workspace, config: PipelineConfig) -> None:
     nightly(config=config, workspace=workspace)
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
 def test_an_acquisition_of_another_grey_is_told(
     store: Store,
     local: Workspace,

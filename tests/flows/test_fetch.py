@@ -24,6 +24,7 @@ def published(store: Store, local: Workspace, tiny: Path, config: PipelineConfig
     return store
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
 def test_a_result_comes_whole_and_checked(published: Store, tmp_path: Path) -> None:
     told: list[int] = []
     report = fetch_result(published, "one", tmp_path, ["report.html"], told.append)

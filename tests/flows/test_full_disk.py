@@ -46,6 +46,7 @@ def published(store: Store) -> dict[str, bytes]:
     return {key: store.get(key) for folder in ("acquisitions", "quarantine") for key in store.list(folder)}
 
 
+@pytest.mark.slow
 def test_the_disk_of_the_store_becomes_full(
     disk: Path,
     tiny: Path,

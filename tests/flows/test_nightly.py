@@ -34,6 +34,7 @@ def blank_stack(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
 def test_bad_acquisition_does_not_sink_the_good_one(
     store: Store, local: Workspace, tiny: Path, config: PipelineConfig, tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_pictures_that_cannot_be_made_take_nothing_from_a_night(
     assert result.state == "published"
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
 def test_a_cell_is_not_quarantined_for_what_its_service_did(
     store: Store, local: Workspace, tiny: Path, config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +441,7 @@ def test_status_of_an_unknown_name_is_refused(store: Store) -> None:
         acquisition_states(store, "nobody")
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
 def test_what_takes_the_room_and_what_was_damaged_is_told(
     store: Store, local: Workspace, tiny: Path, config: PipelineConfig
 ) -> None:

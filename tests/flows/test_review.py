@@ -27,6 +27,7 @@ def published(store: Store, local: Workspace, tiny: Path, config: PipelineConfig
     return store
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)
 def test_worst_cells_come_first_with_pictures_and_files(published: Store, tmp_path: Path) -> None:
     every = cells_to_review(published, ["one", "two"], 100)
     assert len(every) == 6 and {cell["acquisition"] for cell in every} == {"one", "two"}
