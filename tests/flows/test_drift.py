@@ -32,7 +32,6 @@ def test_an_acquisition_of_another_grey_is_told(
     config: PipelineConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from flows import morning
 
@@ -54,7 +53,8 @@ def test_an_acquisition_of_another_grey_is_told(
     taken("dark", (stack * 0.5).astype(np.uint8))
     (event,) = told
     assert event["event"] == "cmseg.acquisition.drifted" and event["resource"]["prefect.resource.name"] == "dark"
-    assert "grey of a cell is" in caplog.text and "in 3 acquisitions before" in caplog.text
+    reason = event["payload"]["reason"]
+    assert "grey of a cell is" in reason and "in 3 acquisitions before" in reason
     assert len(store.list("work/figures")) == 4
     taken("later", stack)
     unet = resolve_model(str(tiny_unet), "unet", "", tmp_path)
