@@ -119,7 +119,7 @@ def _models(workspace: Workspace) -> Iterator[Finding]:
 
 def _gpu(workspace: Workspace) -> Iterator[Finding]:
     if not has_gpu():
-        yield Finding(subject="gpu", state="note", detail="no NVIDIA driver: everything runs on the CPU")
+        yield Finding(subject="gpu", state="note", detail="no NVIDIA GPU to be used: everything runs on the CPU")
         return
     import torch
 
