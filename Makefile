@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## Run the whole product on a simulated acquisition
 	$(BIN)/cmseg demo
 
 test: $(VENV)/.installed-dev ## Unit and acceptance tests, in two processes
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow

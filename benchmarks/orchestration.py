@@ -4,8 +4,9 @@
 
 Simulated acquisitions, as `cmseg demo` makes them, each with a seed of its own, are submitted to the services of the
 workspace, and one night takes them all. Every step runs one after the other (one worker, one thread for steps), so that
-what is left of the wall time is orchestration: Prefect's engine and server, claims, the landing zone, fetching the
-submission, and telling of the night. The first acquisition pays for what is imported and compiled.
+what is left of the wall time is orchestration: Prefect's engine and server, claims, the landing zone, and telling of
+the night. What computes or moves data and is no step is timed and named, too: fetching submissions and models, the
+pictures of the worst cells, and drift. The first acquisition pays for what is imported and compiled.
 """
 
 from __future__ import annotations
@@ -21,12 +22,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import tasks.models
+import tasks
 from cmseg_core.phantom import draw_field
 from cmseg_core.phantom.write import write_acquisition
 from cmseg_core.schema import PipelineConfig, VoxelSize, Workspace
 from flows.environment import prepare
 from flows.joined import join
+
+WORK = (
+    ("tasks.models", "_load", "loading the network"),
+    ("flows.nightly", "_pinned", "models of the night"),
+    ("flows.nightly", "fetch_submission", "fetching submissions"),
+    ("flows.nightly", "show_worst", "pictures of the worst cells"),
+    ("flows.nightly", "tell_drift", "drift"),
+)
+"""Work that is no step: module, function, and what it is."""
 
 
 class Watch:
@@ -52,11 +62,13 @@ class Watch:
 
 
 def watched() -> Watch:
-    """Time every Prefect task of the package, and the loading of the network, which the flow needs before the cells."""
+    """Time every Prefect task of the package, and the work that is no task."""
     from prefect.tasks import Task
 
     watch = Watch()
-    tasks.models._load = watch.over("loading the network", tasks.models._load)
+    for place, name, what in WORK:
+        module = import_module(place)
+        setattr(module, name, watch.over(what, getattr(module, name)))
     for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
         for one in vars(import_module(module.name)).values():
             if isinstance(one, Task) and one.fn.__module__ == module.name:
@@ -92,11 +104,11 @@ def main() -> None:
     wall = time.perf_counter() - began
     inside = sum(watch.seconds.values())
     print(f"{sum(result.state == 'published' for result in results)} of {len(results)} published, "
-          f"{sum(result.cells for result in results)} cells, {sum(watch.calls.values())} steps")  # fmt: skip
-    print(f"wall {wall:.1f} s, inside the steps {inside:.1f} s, orchestration {wall - inside:.1f} s: "
+          f"{sum(result.cells for result in results)} cells, {sum(watch.calls.values())} pieces of work")  # fmt: skip
+    print(f"wall {wall:.1f} s, inside {inside:.1f} s, orchestration {wall - inside:.1f} s: "
           f"{(wall - inside) / wall:.1%} of the night")  # fmt: skip
     for name, seconds in sorted(watch.seconds.items(), key=lambda pair: -pair[1]):
-        print(f"  {name}: {watch.calls[name]} steps, {seconds:.1f} s")
+        print(f"  {name}: {watch.calls[name]} times, {seconds:.1f} s")
 
 
 if __name__ == "__main__":
