@@ -37,6 +37,8 @@ _QUIET = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     # What its server answers while its database is started again; its client would give up at once.
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+    # By default every 180 s; a run that was not heard of for 90 s is taken for crashed (deployments/automations.yaml).
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

@@ -105,7 +105,11 @@ class Site:
     apply: Callable[..., None]
 
     def ask(self, method: str, path: str, content: Any = None) -> Any:
-        answer = self.api.request(method, path, json=content)
+        for pause in (0.2, 1, 5, 0):  # as Prefect's client: the server's database may be locked for a moment
+            answer = self.api.request(method, path, json=content)
+            if answer.status_code != 503:
+                break
+            time.sleep(pause)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -119,14 +123,25 @@ class Site:
 
     def quarantine(self, name: str, **payload: str) -> None:
         """Tell the server of a quarantine, as the night does."""
-        event = {
-            "id": str(uuid.uuid4()),
-            "event": "cmseg.acquisition.quarantined",
-            "occurred": datetime.now(UTC).isoformat(),
-            "resource": {"prefect.resource.id": f"cmseg.acquisition.{name}", "prefect.resource.name": name},
-            "payload": payload,
-        }
-        self.ask("POST", "/events", [event])
+        self._tell("cmseg.acquisition.quarantined", f"cmseg.acquisition.{name}", name, payload=payload)
+
+    def silent(self, flow: str, since: timedelta) -> str:
+        """A run that goes on without deployment, as of a command, and whose last sign of life is a while ago."""
+        flow_id = self.ask("POST", "/flows/", {"name": flow})["id"]
+        run = self.ask("POST", "/flow_runs/", {"flow_id": flow_id, "name": flow, "state": {"type": "RUNNING"}})["id"]
+        related = {"prefect.resource.id": f"prefect.flow.{flow_id}", "prefect.resource.role": "flow"}
+        related["prefect.resource.name"] = flow
+        occurred = datetime.now(UTC) - since
+        self._tell("prefect.flow-run.heartbeat", f"prefect.flow-run.{run}", flow, occurred, related=[related])
+        return run
+
+    def state(self, run: str) -> str:
+        return self.ask("GET", f"/flow_runs/{run}")["state"]["type"]
+
+    def _tell(self, event: str, resource: str, name: str, occurred: datetime | None = None, **further: Any) -> None:
+        known = {"id": str(uuid.uuid4()), "event": event, "occurred": (occurred or datetime.now(UTC)).isoformat()}
+        known |= {"resource": {"prefect.resource.id": resource, "prefect.resource.name": name}, **further}
+        self.ask("POST", "/events", [known])
 
     def text(self, part: str) -> str:
         """What the webhook is told of something, once it is."""
@@ -207,6 +222,14 @@ def test_a_run_that_fails_is_told(site: Site) -> None:
     mail = site.mail("broken-run")
     assert mail["Subject"] == "cmseg: broken broken-run is Failed"
     assert ODD in mail.get_content().replace("\r\n", "\n")
+
+
+def test_a_run_that_gives_no_sign_of_life_is_crashed_and_no_other(site: Site) -> None:
+    flows = {"nightly", "process-acquisition", "train", "cross-validate", "evaluate", "promote"}
+    ours = {name: site.silent(name, timedelta(seconds=85)) for name in sorted(flows)}
+    others, lively = site.silent("of-others", timedelta(seconds=85)), site.silent("nightly", timedelta(seconds=30))
+    soon(lambda: all(site.state(run) == "CRASHED" for run in ours.values()))
+    assert {site.state(run) for run in (others, lively)} == {"RUNNING"}
 
 
 def test_a_quarantine_is_told_with_reason_and_mend(site: Site) -> None:

@@ -30,6 +30,7 @@ from deployments import mlflow_server, object_store, prefect_server, processes
 from deployments.container import object_store as container
 from deployments.container import worker
 from deployments.stack import MAY_DO, StackSettings
+from flows.environment import prepare
 
 ROOT = Path(__file__).parents[2]
 COMPOSE, KUBERNETES = ROOT / "deployments" / "compose", ROOT / "deployments" / "kubernetes"
@@ -154,6 +155,20 @@ def _variables() -> dict[str, set[str]]:
 
 def _settings(model: type[BaseSettings]) -> set[str]:
     return {f"CMSEG_{name.upper()}" for name in model.model_fields}
+
+
+def test_runs_are_heard_of_in_time_wherever_they_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a command, by the worker of `cmseg up`, from the pools: three signs of life in the time that may be silent."""
+    name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != name})
+    prepare(Workspace(workspace=tmp_path))
+    ours = prefect_server.worker_service(
+        tmp_path, 1, password="", environment={}, named={}, at_once=1, log=tmp_path / "log"
+    ).environment
+    every = {place[name] for place in (os.environ, ours, *map(_environment, ("process", "kubernetes")))}
+    (gone,) = (one for one in _yaml(ROOT / "deployments" / "automations.yaml")[0] if "process is gone" in one["name"])
+    assert len(every) == 1
+    assert 3 * int(every.pop()) <= gone["trigger"]["within"]
 
 
 def test_every_variable_is_known_to_who_reads_it() -> None:
