@@ -118,9 +118,17 @@ def show_status(console: Console, name: str | None, *, storage: bool, verify: bo
     if storage:
         used = document["storage"] = storage_use(store)
         taken = [
-            (u["folder"], u["objects"], f"{u['bytes'] / 1e6:.1f} MB", "expires" if u["expires"] else "") for u in used
+            (
+                u["folder"],
+                u["objects"],
+                _megabytes(u["bytes"]),
+                _megabytes(u["former"]),
+                "expires" if u["expires"] else "",
+            )
+            for u in used
         ]
-        tables.append(format_table(("folder", "objects", "size", ""), taken) if taken else "the store is empty")
+        head = ("folder", "objects", "size", "former versions", "")
+        tables.append(format_table(head, taken) if taken else "the store is empty")
     damaged: list[str] = []
     if verify:
         for one in known(store, name):
@@ -130,3 +138,7 @@ def show_status(console: Console, name: str | None, *, storage: bool, verify: bo
         tables.append("\n".join(damaged) or "everything is as its checksums say")
     console.result(document, "\n\n".join(tables))
     return QUARANTINED if damaged else DONE
+
+
+def _megabytes(size: int | None) -> str:
+    return "not known" if size is None else f"{size / 1e6:.1f} MB"

@@ -77,10 +77,10 @@ def disk(folder: Path) -> list[Metric]:
 
 
 def storage(store: Store) -> list[Metric]:
-    """What takes the room in a store, as ``cmseg status --storage`` tells it."""
+    """What takes the room in a store, as ``cmseg status --storage`` tells it, former versions left out."""
     size = GaugeMetricFamily("cmseg_store_bytes", "What takes the room in the store.", labels=["folder"])
     objects = GaugeMetricFamily("cmseg_store_objects", "Objects in the store.", labels=["folder"])
-    for used in storage_use(store):
+    for used in storage_use(store, former=False):
         size.add_metric([used["folder"]], used["bytes"])
         objects.add_metric([used["folder"]], used["objects"])
     return [size, objects]

@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
-from cmseg_core.errors import InputError
+from cmseg_core.errors import InputError, StoreRefusal
 from cmseg_core.schema import Manifest, is_name
+from cmseg_core.storage.buckets import former_versions
 from cmseg_core.storage.manifest import NAME, compare
 from cmseg_core.storage.store import DELETABLE, Store
 from tasks.landing import (
@@ -35,30 +36,55 @@ class AcquisitionState(TypedDict):
 
 
 class StorageUse(TypedDict):
-    """Objects and bytes below a folder of the store; `expires` where they go by themselves in the end."""
+    """Objects and bytes below a folder of the store; `expires` where they go by themselves in the end.
+
+    `former` has the bytes of versions that were deleted or written over and that the bucket keeps; None where nobody
+    looked, or may look.
+    """
 
     folder: str
     objects: int
     bytes: int
+    former: int | None
     expires: bool
 
 
-def storage_use(store: Store) -> list[StorageUse]:
+def storage_use(store: Store, *, former: bool = True) -> list[StorageUse]:
     """What takes the room in a store: each top folder, stage outputs by stage; the largest first.
 
-    Former versions of objects, which a bucket with versioning keeps, are not counted.
+    Parameters
+    ----------
+    store : Store
+    former : bool
+        Look for former versions, too, which takes longer.
     """
     objects: Counter[str] = Counter()
-    total: Counter[str] = Counter()
+    current: Counter[str] = Counter()
+    past: Counter[str] = Counter()
     for key, size in store.each_size():
-        parts = key.split("/")
-        folder = "/".join(parts[: 2 if parts[0] == DELETABLE else 1])
-        objects[folder] += 1
-        total[folder] += size
+        objects[_folder(key)] += 1
+        current[_folder(key)] += size
+    if former:
+        try:
+            for key, size in former_versions(store):
+                past[_folder(key)] += size
+        except StoreRefusal:  # a right of its own, which whoever may list objects need not have
+            former = False
     return [
-        {"folder": folder, "objects": objects[folder], "bytes": size, "expires": folder.startswith(f"{DELETABLE}/")}
-        for folder, size in total.most_common()
+        {
+            "folder": folder,
+            "objects": objects[folder],
+            "bytes": current[folder],
+            "former": past[folder] if former else None,
+            "expires": folder.startswith(f"{DELETABLE}/"),
+        }
+        for folder, _ in (current + past).most_common()
     ]
+
+
+def _folder(key: str) -> str:
+    parts = key.split("/")
+    return "/".join(parts[: 2 if parts[0] == DELETABLE else 1])
 
 
 def damage(store: Store, name: str) -> list[str]:

@@ -1,16 +1,18 @@
-"""Buckets themselves: making them, versioning and expiry, for which obstore has no calls and boto3 has."""
+"""Buckets themselves: making them, versions and expiry, for which obstore has no calls and boto3 has."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cmseg_core.errors import InputError
+from cmseg_core.errors import StoreRefusal
 from cmseg_core.storage.keys import s3_endpoint, s3_location
-from cmseg_core.storage.store import DELETABLE
+from cmseg_core.storage.store import DELETABLE, Store
 
 _EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"}
@@ -47,30 +49,59 @@ def ensure_bucket(
 
     Raises
     ------
-    InputError
+    StoreRefusal
         Where the credentials are absent or refused, or the bucket belongs to someone else.
     ConnectionError
         Where the service cannot be reached.
     """
     bucket, prefix = s3_location(uri)
-    try:
+    with _translated(uri):
         client = s3_client(endpoint=endpoint, region=region)
         made = _make(client, bucket, region)
         if versioning:
             client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         if work_days is not None:
             _expire(client, bucket, f"{prefix}/{DELETABLE}/".lstrip("/"), work_days)
+    return made
+
+
+def former_versions(store: Store) -> Iterator[tuple[str, int]]:
+    """Key and bytes of each version that was deleted or written over and that the bucket keeps; none of a folder.
+
+    Raises
+    ------
+    StoreRefusal
+        Where versions may not be listed.
+    ConnectionError
+        Where the service cannot be reached.
+    """
+    if store.is_local:
+        return
+    bucket, prefix = s3_location(store.uri)
+    below = f"{prefix}/" if prefix else ""
+    with _translated(store.uri):
+        client = s3_client(endpoint=store.endpoint, region=store.region)
+        for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=below):
+            for version in page.get("Versions", []):
+                if not version["IsLatest"]:
+                    yield version["Key"].removeprefix(below), version["Size"]
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn the client's errors into those that callers tell apart."""
+    try:
+        yield
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in _REFUSED:
             mend = "check AWS_ACCESS_KEY_ID and its secret, and who owns the bucket"
-            raise InputError(uri, f"access was refused ({code})", mend) from error
+            raise StoreRefusal(uri, f"access was refused ({code})", mend) from error
         raise ConnectionError(f"{uri}: {error}") from error
     except BotoCoreError as error:
         if "credentials" in str(error).lower():
-            raise InputError(uri, "no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+            raise StoreRefusal(uri, "no credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         raise ConnectionError(f"{uri}: {error}") from error
-    return made
 
 
 def s3_client(*, endpoint: str | None = None, region: str = "us-east-1") -> Any:
@@ -111,6 +142,13 @@ def _expire(client: Any, bucket: str, prefix: str, days: int) -> None:
             "Filter": {"Prefix": prefix},
             "Expiration": {"Days": days},
             "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
+        },
+        # What expires in a bucket with versions leaves a mark, and would stand in every listing of the store for ever.
+        {
+            "ID": f"cmseg-{prefix}-marks",
+            "Status": "Enabled",
+            "Filter": {"Prefix": prefix},
+            "Expiration": {"ExpiredObjectDeleteMarker": True},
         },
         {
             "ID": "cmseg-unfinished-uploads",

@@ -31,6 +31,7 @@ from deployments.container import object_store as container
 from deployments.container import worker
 from deployments.stack import MAY_DO, StackSettings
 from flows.environment import prepare
+from flows.status import storage_use
 
 ROOT = Path(__file__).parents[2]
 COMPOSE, KUBERNETES = ROOT / "deployments" / "compose", ROOT / "deployments" / "kubernetes"
@@ -436,7 +437,7 @@ def test_policy_grants_what_the_local_store_grants(identity: str) -> None:
     actions = {action for one in POLICIES[identity]["Statement"] for action in _list(one["Action"])}
     assert actions <= {
         "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject",
-    }  # fmt: skip
+    } | ({"s3:ListBucketVersions"} if identity == "people" else set())  # fmt: skip
     reads = {"mlflow/*"} if identity == "mlflow" else {"incoming/*", "acquisitions/*", "quarantine/*"}
     assert reads <= _granted(identity, "s3:GetObject") or _granted(identity, "s3:GetObject") == {"*"}
 
@@ -498,6 +499,16 @@ def test_a_store_under_the_policy(
     assert allowed == {"reads": set(reads.split()), "writes": set(writes.split()), "uploads": set(writes.split())}
     if identity != "mlflow":
         assert "incoming/a" in store.list()
+
+
+def test_people_see_what_former_versions_take(guarded: Callable[[str], None]) -> None:
+    guarded("people")
+    store = Store.open("s3://cmseg")
+    store.put("work/twice", b"former")
+    store.put("work/twice", b"now")
+    assert {one["folder"]: one["former"] for one in storage_use(store)}["work/twice"] == len(b"former")
+    guarded("metrics")
+    assert {one["former"] for one in storage_use(Store.open("s3://cmseg"))} == {None}
 
 
 def test_raw_data_outlives_the_worker(guarded: Callable[[str], None]) -> None:

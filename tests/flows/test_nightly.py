@@ -451,6 +451,7 @@ def test_what_takes_the_room_and_what_was_damaged_is_told(
     assert used["acquisitions"]["bytes"] == sum(store.sizes("acquisitions").values())
     assert used["work/preprocess"]["expires"] and not used["incoming"]["expires"]
     assert sum(use["objects"] for use in used.values()) == len(store.list())
+    assert used["incoming"]["former"] == 0
     assert damage(store, "whole") == []
     (raw,) = [key for key in store.list("incoming/whole") if key.endswith("stack.tif")]
     for key in ("acquisitions/whole/cells.csv", raw):
