@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from deployments.prefect_server import client_environment, prefect_service
+from deployments.processes import free_ports
 
 COMMAND = Path(sys.executable).parent / "cmseg"
 THRESHOLD = "foreground: {method: threshold}\n"
@@ -42,8 +45,28 @@ Cmseg = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
-def cmseg(tmp_path_factory: pytest.TempPathFactory) -> Cmseg:
-    """Run ``cmseg`` with arguments, in a workspace that the tests of a session share."""
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Prefect server, as variables for commands. Each would start one of its own, and take twice as long."""
+    folder, (port,) = tmp_path_factory.mktemp("prefect"), free_ports(1)
+    database = f"sqlite+aiosqlite:///{folder}/prefect.db"
+    service = prefect_service(folder, port, password="door", database=database, log=folder / "prefect.log")
+    process = service.start(within=120)
+    assert process is not None, (folder / "prefect.log").read_text()
+    try:
+        yield client_environment(port, "door")
+    finally:
+        service.stop(process)
+
+
+@pytest.fixture(scope="session")
+def cmseg(alone: Cmseg, prefect: dict[str, str]) -> Cmseg:
+    """Run ``cmseg`` with arguments, in a workspace that the tests of a session share, with a Prefect server at hand."""
+    return lambda *arguments, **options: alone(*arguments, **{**prefect, **options})
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Cmseg:
+    """As `cmseg`, without any service at hand."""
     if not COMMAND.is_file():
         pytest.skip(f"{COMMAND} is absent: install the project first")
     workspace = tmp_path_factory.mktemp("workspace")

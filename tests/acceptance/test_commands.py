@@ -98,10 +98,10 @@ def test_phantoms_of_one_seed_are_alike(cmseg: Callable[..., Any], tmp_path: Pat
 
 
 def test_run_delivers_everything_and_a_second_time_nothing_anew(
-    cmseg: Callable[..., Any], phantom: Path, unet: Path, threshold: Path, tmp_path: Path
+    alone: Callable[..., Any], phantom: Path, unet: Path, threshold: Path, tmp_path: Path
 ) -> None:
     command = ("run", phantom, tmp_path / "out", "--config", threshold, "--unet", unet, "--json")
-    first = cmseg(*command)
+    first = alone(*command)
     assert first.status == 0, first.err
     assert first.document()["recomputed"] is True
     assert first.document()["cells"] > 0
@@ -111,7 +111,7 @@ def test_run_delivers_everything_and_a_second_time_nothing_anew(
     with open(tmp_path / "out" / "cells.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == first.document()["cells"]
     before = _bytes(tmp_path / "out")
-    second = cmseg(*command)
+    second = alone(*command)
     assert second.status == 0, second.err
     assert second.document()["recomputed"] is False
     assert _bytes(tmp_path / "out") == before
@@ -269,11 +269,11 @@ def test_a_fault_of_ours_is_one_line_and_a_file(cmseg: Callable[..., Any], tmp_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(1900)
-def test_demo(cmseg: Callable[..., Any], packaged_models: None, tmp_path: Path) -> None:
+def test_demo(alone: Callable[..., Any], packaged_models: None, tmp_path: Path) -> None:
     """The whole product, with the packaged models, twice: the second demonstration stands beside the first."""
     command = ("demo", "--workspace", tmp_path, "--cells", 5, "--voxel-size", 60, 45, 45, "--json")
     for name in ("demo-1", "demo-2"):
-        shown = cmseg(*command, timeout=900)
+        shown = alone(*command, timeout=900)
         assert shown.status == 0, shown.err
         assert shown.document()["evaluation"]["cells"]["ap50"] > 0.5
         folder = tmp_path / "demo" / "acquisitions" / name

@@ -19,6 +19,15 @@ def place(tmp_path: Path) -> dict[str, str]:
     return {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
 
 
+@pytest.fixture(scope="module")
+def fields(cmseg: Cmseg, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What models meet on: coarse, for each of them labels it several times."""
+    folder = tmp_path_factory.mktemp("phantoms") / "coarse"
+    made = cmseg("phantom", folder, "--cells", 3, "--voxel-size", 90, 90, 90, "--seed", 1)
+    assert made.status == 0, made.err
+    return folder
+
+
 def imported(cmseg: Cmseg, place: dict[str, str], file: Path, name: str, *options: object) -> str:
     made = cmseg("models", "import", file, "--role", "unet", "--name", name, *options, "--json", **place)
     assert made.status == 0, made.err
@@ -35,7 +44,7 @@ def champion(cmseg: Cmseg, place: dict[str, str], name: str) -> str:
 
 @pytest.mark.timeout(900)  # nine commands, three of which score two models
 def test_a_worse_model_is_refused_a_better_one_promoted_and_rollback_restores(
-    cmseg: Cmseg, packaged_models: None, unet: Path, phantom: Path, place: dict[str, str], tmp_path: Path
+    cmseg: Cmseg, packaged_models: None, unet: Path, fields: Path, place: dict[str, str], tmp_path: Path
 ) -> None:
     good = tmp_path / "good.keras"
     exported = cmseg("models", "export", "packaged", good, "--json", **place)
@@ -44,16 +53,16 @@ def test_a_worse_model_is_refused_a_better_one_promoted_and_rollback_restores(
     poor_model = imported(cmseg, place, unet, "mine")
     good_model = imported(cmseg, place, good, "mine", "--alias", "challenger")
 
-    first = cmseg("models", "promote", poor_model, phantom, "--json", **place)
+    first = cmseg("models", "promote", poor_model, fields, "--json", **place)
     assert (first.status, first.document()["champion"]) == (0, None), first.err
-    better = cmseg("models", "promote", "models:/mine@challenger", phantom, "--json", **place)
+    better = cmseg("models", "promote", "models:/mine@challenger", fields, "--json", **place)
     assert better.status == 0, better.err
     document = better.document()
     assert (document["action"], document["challenger"]["reference"]) == ("promoted", good_model)
     assert document["verdict"]["challenger_mean"] > document["verdict"]["champion_mean"]
     assert champion(cmseg, place, "mine") == good_model
 
-    worse = cmseg("models", "promote", poor_model, phantom, **place)
+    worse = cmseg("models", "promote", poor_model, fields, **place)
     assert worse.status == 3, worse.err
     assert worse.out.startswith(f"refused: {poor_model}; {good_model} stays champion")
     reasons = [line for line in worse.out.splitlines() if " falls from " in line]
@@ -75,7 +84,7 @@ def test_a_worse_model_is_refused_a_better_one_promoted_and_rollback_restores(
     ]
     assert decisions[1] == document
     refused = decisions[2]
-    assert refused["reasons"] and refused["verdict"]["changes"] and refused["dataset"] == str(phantom)
+    assert refused["reasons"] and refused["verdict"]["changes"] and refused["dataset"] == str(fields)
     assert refused["dataset_digest"] == document["dataset_digest"]
     assert {refused[side]["sha256"] for side in ("champion", "challenger")} == {
         hashlib.sha256(file.read_bytes()).hexdigest() for file in (good, unet)

@@ -16,7 +16,7 @@ TRACKER, PREFECT, WRONG = "planted-with-the-tracker", "planted-with-prefect", "p
 
 
 def test_planted_secrets_come_out_nowhere(
-    cmseg: Callable[..., Any],
+    alone: Callable[..., Any],
     s3: ObjectStoreService,
     s3_store: Store,
     phantom: Path,
@@ -43,21 +43,21 @@ def test_planted_secrets_come_out_nowhere(
     tifffile.imwrite(blank, np.zeros((12, 40, 40), np.uint8), photometric="minisblack")
 
     done = [
-        cmseg("submit", phantom, "--name", "good", **place),
-        cmseg("submit", blank, "--name", "blank", "--voxel-size", 40, 40, 40, **place),
-        cmseg("nightly", "--config", threshold, "--debug", "--json", **place),
-        cmseg("status", "--storage", "--verify", **place),
-        cmseg("review", "--to", tmp_path / "look", **place),
-        cmseg("doctor", **(place | unreachable)),
+        alone("submit", phantom, "--name", "good", **place),
+        alone("submit", blank, "--name", "blank", "--voxel-size", 40, 40, 40, **place),
+        alone("nightly", "--config", threshold, "--debug", "--json", **place),
+        alone("status", "--storage", "--verify", **place),
+        alone("review", "--to", tmp_path / "look", **place),
+        alone("doctor", **(place | unreachable)),
     ]
     assert [one.status for one in done[:5]] == [0, 0, 3, 0, 0], [one.err for one in done]
     failed = [
-        cmseg("models", "list", "--debug", **(place | unreachable)),
-        cmseg("models", "list", **(place | unreachable)),
-        cmseg("models", "list", "--debug", **(place | in_address)),
-        cmseg("status", **(place | {"CMSEG_S3_ENDPOINT": f"http://cmseg:{TRACKER}@127.0.0.1:9"})),
-        cmseg("nightly", "--debug", **(place | {"AWS_SECRET_ACCESS_KEY": WRONG})),
-        cmseg("status", **(place | {"AWS_SECRET_ACCESS_KEY": WRONG})),
+        alone("models", "list", "--debug", **(place | unreachable)),
+        alone("models", "list", **(place | unreachable)),
+        alone("models", "list", "--debug", **(place | in_address)),
+        alone("status", **(place | {"CMSEG_S3_ENDPOINT": f"http://cmseg:{TRACKER}@127.0.0.1:9"})),
+        alone("nightly", "--debug", **(place | {"AWS_SECRET_ACCESS_KEY": WRONG})),
+        alone("status", **(place | {"AWS_SECRET_ACCESS_KEY": WRONG})),
     ]
     assert all(one.status in (1, 2) for one in failed), [(one.status, one.err) for one in failed]
     assert "access was refused" in failed[-1].complaint()

@@ -114,7 +114,7 @@ def status_of(url: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def site(cmseg: Cmseg, unet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(alone: Cmseg, unet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Services on free ports, whose night begins in two to three minutes."""
     workspace = tmp_path_factory.mktemp("site")
     *free, own = free_ports(len(PORTS) + 1)
@@ -123,7 +123,7 @@ def site(cmseg: Cmseg, unet: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     night = (datetime.now(UTC) + timedelta(minutes=3)).strftime("%H:%M")
     settings = {"CMSEG_NIGHT": night, "CMSEG_FOREGROUND__METHOD": "threshold", "CMSEG_UNET": str(unet),
                 "CMSEG_STAGE_MODEL": "rule", "CMSEG_ALERT_WEBHOOK": f"http://127.0.0.1:{own}/"}  # fmt: skip
-    here = Site(workspace, {"CMSEG_WORKSPACE": str(workspace), **ports, **settings}, cmseg, alerts)
+    here = Site(workspace, {"CMSEG_WORKSPACE": str(workspace), **ports, **settings}, alone, alerts)
     made = here("up", timeout=280)
     assert made.status == 0, made.err
     with ThreadingHTTPServer(("127.0.0.1", own), lambda *given: Listener(alerts, *given)) as listener:
@@ -353,8 +353,8 @@ def test_down_ends_everything_and_keeps_what_was_done(site: Site) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"), [("CMSEG_TIME_ZONE", "Atlantis"), ("CMSEG_NIGHT", "25:00"), ("CMSEG_S3_PORT", "0")]
 )
-def test_bad_settings_are_one_line(cmseg: Cmseg, tmp_path: Path, variable: str, value: str) -> None:
-    refused = cmseg("up", CMSEG_WORKSPACE=str(tmp_path / "site"), **{variable: value})
+def test_bad_settings_are_one_line(alone: Cmseg, tmp_path: Path, variable: str, value: str) -> None:
+    refused = alone("up", CMSEG_WORKSPACE=str(tmp_path / "site"), **{variable: value})
     assert refused.status == 2
     assert variable.removeprefix("CMSEG_").lower() in refused.complaint()
     assert not (tmp_path / "site").exists()

@@ -67,7 +67,7 @@ def weights(model: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
-    cmseg: Cmseg, phantom: Path, settings: Path, tmp_path: Path
+    alone: Cmseg, phantom: Path, settings: Path, tmp_path: Path
 ) -> None:
     place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
     trainings = tmp_path / "workspace" / "trainings"
@@ -82,13 +82,13 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
     told = killed_once(command("resumed.keras"), place, lambda: any(trainings.glob("*/registered.json")))
     assert "tiny: taking up the training at epoch 2, step 1" in told
     assert "epoch 1 of 3" not in told
-    resumed = cmseg(*command("resumed.keras"), timeout=600, **place)
+    resumed = alone(*command("resumed.keras"), timeout=600, **place)
     assert resumed.status == 0, resumed.err
     assert "tiny: taking up the training at its end" in resumed.err
     assert resumed.document()["run_id"] == run_id
     assert resumed.document()["model"] == "models:/cmseg-unet/1"
     assert list(trainings.iterdir()) == []
-    whole = cmseg(*command("whole.keras"), timeout=600, **place)
+    whole = alone(*command("whole.keras"), timeout=600, **place)
     assert whole.status == 0, whole.err
     assert "epoch 1 of 3" in whole.err
     assert whole.document()["scores"] == resumed.document()["scores"]
@@ -101,7 +101,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_cross_validation_does_not_train_its_finished_cases_again(
-    cmseg: Cmseg, settings: Path, tmp_path: Path
+    alone: Cmseg, settings: Path, tmp_path: Path
 ) -> None:
     place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace")}
     trainings = tmp_path / "workspace" / "trainings"
@@ -113,14 +113,14 @@ def test_a_killed_cross_validation_does_not_train_its_finished_cases_again(
     for name, volume in (("labels", labels), ("cells", cells), ("image", 200 - 90 * labels)):
         tifffile.imwrite(tmp_path / f"{name}.tif", volume, photometric="minisblack")
     (tmp_path / "two.json").write_text(TWO)
-    assert cmseg("dataset", "create", "six", "--taxonomy", tmp_path / "two.json", **place).status == 0
+    assert alone("dataset", "create", "six", "--taxonomy", tmp_path / "two.json", **place).status == 0
     give = [word for name in ("image", "labels", "cells") for word in (f"--{name}", tmp_path / f"{name}.tif")]
-    added = cmseg("dataset", "add", "six", *give, "--voxel-size", 90, 90, 90, **place)
+    added = alone("dataset", "add", "six", *give, "--voxel-size", 90, 90, 90, **place)
     assert added.status == 0, added.err
     command = ("train", "six", "--config", settings, "--all-cases", "--json")
     killed_once(command, place, lambda: len(list(trainings.glob("*/trained.json"))) == 2)
     done = [json.loads(path.read_text()) for path in trainings.glob("*/trained.json")]
-    resumed = cmseg(*command, timeout=900, **place)
+    resumed = alone(*command, timeout=900, **place)
     assert resumed.status == 0, resumed.err
     for case in done:
         assert f"six: trained already, as {case['model']}" in resumed.err

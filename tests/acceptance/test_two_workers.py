@@ -17,7 +17,7 @@ GOOD = [f"good-{n}" for n in range(7)]
 
 
 @pytest.mark.timeout(600)
-def test_each_acquisition_is_processed_once(cmseg: Cmseg, unet: Path, tmp_path: Path) -> None:
+def test_each_acquisition_is_processed_once(cmseg: Cmseg, prefect: dict[str, str], unet: Path, tmp_path: Path) -> None:
     place = {"CMSEG_WORKSPACE": str(tmp_path / "workspace"), "CMSEG_FOREGROUND__METHOD": "threshold",
              "CMSEG_UNET": str(unet), "CMSEG_STAGE_MODEL": "rule", "CMSEG_THREADS": "1"}  # fmt: skip
     incoming = tmp_path / "workspace" / "store" / "incoming"
@@ -36,7 +36,7 @@ def test_each_acquisition_is_processed_once(cmseg: Cmseg, unet: Path, tmp_path: 
     (absent,) = (incoming / "absent").glob("data-*/stack.tif")
     absent.unlink()
 
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CMSEG_")} | place
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CMSEG_")} | prefect | place
     workers = [
         subprocess.Popen(
             [COMMAND, "nightly", "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
