@@ -108,7 +108,7 @@ def test_a_training_meets_the_packaged_model(
 
 
 def test_what_cannot_be_promoted_gets_one_line(
-    cmseg: Cmseg, unet: Path, phantom: Path, place: dict[str, str], tmp_path: Path
+    cmseg: Cmseg, alone: Cmseg, unet: Path, phantom: Path, place: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "pickle.keras").write_bytes(pickle.dumps({"weights": [1]}))
     (tmp_path / "cut.keras").write_bytes(unet.read_bytes()[:2000])
@@ -122,7 +122,7 @@ def test_what_cannot_be_promoted_gets_one_line(
     absent = cmseg("models", "promote", "challenger", phantom, **place)
     assert (absent.status, "cmseg-unet@challenger" in absent.complaint()) == (2, True)
     reference = imported(cmseg, place, unet, "mine")
-    nobody = cmseg("models", "promote", reference, phantom, "--approval", **place)
+    nobody = alone("models", "promote", reference, phantom, "--approval", **place)
     assert (nobody.status, "--approval" in nobody.complaint()) == (2, True)
     assert cmseg("models", "audit", "--json", **place).document() == {"decisions": []}
     taken = cmseg("models", "export", reference, unet, **place)
