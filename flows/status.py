@@ -68,7 +68,7 @@ def storage_use(store: Store, *, former: bool = True) -> list[StorageUse]:
         try:
             for key, size in former_versions(store):
                 past[_folder(key)] += size
-        except StoreRefusal:  # a right of its own, which whoever may list objects need not have
+        except (StoreRefusal, ConnectionError):  # a right of its own, and not every service lists versions
             former = False
     return [
         {

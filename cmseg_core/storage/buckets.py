@@ -143,7 +143,7 @@ def _expire(client: Any, bucket: str, prefix: str, days: int) -> None:
             "Expiration": {"Days": days},
             "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
         },
-        # What expires in a bucket with versions leaves a mark, and would stand in every listing of the store for ever.
+        # What expires in a bucket with versions leaves a mark, which would be kept for ever.
         {
             "ID": f"cmseg-{prefix}-marks",
             "Status": "Enabled",

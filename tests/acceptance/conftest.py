@@ -84,8 +84,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Cmseg:
 @pytest.fixture(scope="session")
 def phantom(cmseg: Cmseg, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny simulated acquisition, with its truth."""
-    folder = tmp_path_factory.mktemp("phantoms") / "tiny"
-    made = cmseg("phantom", folder, "--cells", 3, "--voxel-size", 60, 60, 60, "--seed", 1)
+    return drawn(cmseg, tmp_path_factory.mktemp("phantoms") / "tiny", edge_nm=60)
+
+
+def drawn(cmseg: Cmseg, folder: Path, *, edge_nm: float) -> Path:
+    """Three simulated cells in `folder`."""
+    made = cmseg("phantom", folder, "--cells", 3, "--voxel-size", edge_nm, edge_nm, edge_nm, "--seed", 1)
     assert made.status == 0, made.err
     return folder
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.conftest import drawn
+
 Cmseg = Any
 CLASSES = ("cytoplasm", "plastid", "mitochondrion", "peroxisome", "nucleus")
 
@@ -22,10 +24,7 @@ def place(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def fields(cmseg: Cmseg, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What models meet on: coarse, for each of them labels it several times."""
-    folder = tmp_path_factory.mktemp("phantoms") / "coarse"
-    made = cmseg("phantom", folder, "--cells", 3, "--voxel-size", 90, 90, 90, "--seed", 1)
-    assert made.status == 0, made.err
-    return folder
+    return drawn(cmseg, tmp_path_factory.mktemp("phantoms") / "coarse", edge_nm=90)
 
 
 def imported(cmseg: Cmseg, place: dict[str, str], file: Path, name: str, *options: object) -> str:

@@ -227,7 +227,7 @@ def test_a_run_that_fails_is_told(site: Site) -> None:
 def test_a_run_that_gives_no_sign_of_life_is_crashed_and_no_other(site: Site) -> None:
     flows = {"nightly", "process-acquisition", "train", "cross-validate", "evaluate", "promote"}
     ours = {name: site.silent(name, timedelta(seconds=85)) for name in sorted(flows)}
-    others, lively = site.silent("of-others", timedelta(seconds=85)), site.silent("nightly", timedelta(seconds=30))
+    others, lively = site.silent("of-others", timedelta(seconds=89)), site.silent("nightly", timedelta(seconds=30))
     soon(lambda: all(site.state(run) == "CRASHED" for run in ours.values()))
     assert {site.state(run) for run in (others, lively)} == {"RUNNING"}
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,16 @@ def test_runs_are_heard_of_in_time_wherever_they_run(monkeypatch: pytest.MonkeyP
     (gone,) = (one for one in _yaml(ROOT / "deployments" / "automations.yaml")[0] if "process is gone" in one["name"])
     assert len(every) == 1
     assert 3 * int(every.pop()) <= gone["trigger"]["within"]
+
+
+def test_every_flow_of_cmseg_is_known_to_be_gone_when_it_is() -> None:
+    from flows.process_acquisition import process_acquisition
+
+    (gone,) = (one for one in _yaml(ROOT / "deployments" / "automations.yaml")[0] if "process is gone" in one["name"])
+    entries = [one["entrypoint"] for one in _yaml(ROOT / "deployments" / "prefect.yaml")[0]["deployments"]]
+    flows = [getattr(import_module(entry.rpartition(".")[0]), entry.rpartition(".")[2]) for entry in entries]
+    named = gone["trigger"]["match_related"]["prefect.resource.name"]
+    assert sorted(named) == sorted(one.name for one in (*flows, process_acquisition))
 
 
 def test_every_variable_is_known_to_who_reads_it() -> None:
