@@ -1,12 +1,13 @@
 """Every call of a tiny night is harmed in its turn: does the night end in the same published bytes?
 
-    python -m benchmarks.faults FOLDER [--harms refused "killed after"] [--every 1]
+    python -m benchmarks.faults FOLDER [--harms refused "killed after"] [--every 1] [--skip 0]
 
 The night has one acquisition of two cells. Its calls to the object store, to Prefect and to MLflow pass through a proxy
 (``tests/faults/proxy.py``) that numbers them. For each number and each harm a night of its own is run, and once more
 where it did not end well; then all that it published is compared with an undisturbed night, byte for byte. A kill
 matters where something changes: calls that only read are left out of it, since a kill there leaves the same state as
-one at the change before. FOLDER/faults.jsonl has a line for each night, and is taken up where it ends.
+one at the change before. FOLDER/faults.jsonl has a line for each night, and is taken up where it ends. Four processes
+with ``--every 4`` and ``--skip`` 0 to 3, each in a folder of its own, share the calls among them.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from tests.faults.proxy import Harm, at, unharmed
 KILLS = (Harm.KILLED_BEFORE, Harm.KILLED_AFTER)
 
 
-def sweep(here: Nights, harms: list[Harm], every: int, log: Path) -> None:
-    """Harm the calls one after the other; a line for each night goes to `log`."""
+def sweep(here: Nights, harms: list[Harm], every: int, skip: int, log: Path) -> None:
+    """Harm every `every`-th call after the first `skip`; a line for each night goes to `log`."""
     store = here.submit("undisturbed-a")
     assert here.run("undisturbed-a", unharmed) == 0
     whole, calls = published(store), list(here.proxy.calls)
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(row["harm"], row["number"]) for row in known}
     print(f"{len(calls)} calls, {sum(map(changes, calls))} of them change something, {len(whole)} objects published")
-    for call in calls[::every]:
+    for call in calls[skip::every]:
         for harm in harms:
             if (harm.value, call.number) in done or (harm in KILLS and not changes(call)):
                 continue
@@ -73,13 +74,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--harms", nargs="+", type=Harm, default=[Harm.REFUSED, *KILLS])
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     log = given.folder / "faults.jsonl"
     site = given.folder / f"site-{int(time.time())}"
     acquisition, unet = tiny_acquisition(given.folder / "tiny"), tiny_unet(given.folder / "tiny.keras")
     with nights(site, acquisition, unet) as here:
-        sweep(here, given.harms, given.every, log)
+        sweep(here, given.harms, given.every, given.skip, log)
     print(table(log))
 
 

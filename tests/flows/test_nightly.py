@@ -95,9 +95,11 @@ def newest_artifacts() -> list[Any]:
 
 def tags_of_runs() -> dict[str, set[str]]:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
 
     with get_client(sync_client=True) as client:
-        return {run.name: set(run.tags) for run in client.read_flow_runs(limit=20)}
+        newest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=20)
+    return {run.name: set(run.tags) for run in reversed(newest)}
 
 
 def test_what_nobody_could_have_submitted_stops_no_night(
