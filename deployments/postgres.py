@@ -104,15 +104,33 @@ def _initialise(folder: Path, password: str) -> None:
 
 def _admit(account: str, folder: Path) -> None:
     """Make the account, and let it pass through, but not look into, the folders above its programs and its data."""
-    try:
-        pwd.getpwnam(account)
-    except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", account]
-        subprocess.run(command, check=True, capture_output=True)
+    if not _known(account):
+        _make_account(account)
     for above in {*folder.absolute().parents, *_program("postgres").absolute().parents}:
         mode = above.stat().st_mode & 0o7777
         if not mode & 0o001:
             above.chmod(mode | 0o001)
+
+
+def _known(account: str) -> bool:
+    try:
+        pwd.getpwnam(account)
+    except KeyError:
+        return False
+    return True
+
+
+def _make_account(account: str) -> None:
+    mend = "make it with `useradd --system`, or start cmseg as a user other than root"
+    # Root's PATH may lack the folders for its own programs: cron's does.
+    useradd = shutil.which("useradd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+    if useradd is None:
+        raise InputError(account, "PostgreSQL needs this account where root starts it, and there is no useradd", mend)
+    command = [useradd, "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", account]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0 and not _known(account):  # other services may have made it meanwhile
+        reason = (done.stderr.strip().splitlines() or ["no word why"])[-1]
+        raise InputError(account, f"PostgreSQL needs this account where root starts it ({reason})", mend)
 
 
 def _answers(port: int, password: str) -> bool:

