@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ SHARD = 256
 """Edge of a shard in voxels: what one object holds and one writer writes."""
 MARKER = "_complete.json"
 PARTS = "parts"
+_PARTS_LAST = timedelta(days=7)
+"""For how long a part of an output that is not complete counts: less than any lifecycle rule lets it last."""
 _FORMAT = 2
 """Of what this module writes: raised where outputs of before cannot be read any more."""
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
@@ -262,12 +265,15 @@ class StageOutput:
     def finished_parts(self) -> set[str]:
         """Names of the parts that are complete.
 
-        None where the output was complete once and objects of it have expired since: they may be any part's.
+        None where the output was complete once and objects of it have expired since: they may be any part's. While it
+        never was, those that are older than a week do not count, since what they made may have expired before them.
         """
-        if self._marker() is not None and not self.complete:
+        marked = self._marker() is not None
+        if marked and not self.complete:
             return set()
         folder = f"{self.prefix}/{PARTS}"
-        return {key.removeprefix(f"{folder}/") for key in self.store.sizes(folder)}
+        oldest = datetime.min.replace(tzinfo=UTC) if marked else datetime.now(UTC) - _PARTS_LAST
+        return {key.removeprefix(f"{folder}/") for key, at in self.store.written(folder).items() if at >= oldest}
 
     # ------------------------------------------------------------------------------------------------------ content
 

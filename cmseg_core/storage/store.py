@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import exceptions as failures
@@ -24,6 +24,9 @@ from zarr.storage import ObjectStore
 from cmseg_core.errors import InputError, StoreRefusal
 from cmseg_core.storage.keys import checked_key, checked_prefix, s3_endpoint, s3_location
 from cmseg_core.storage.trees import transfer, tree_files
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 LAST = ("manifest.json",)
 """Files that declare a tree complete, and therefore arrive after everything else in it."""
@@ -157,11 +160,18 @@ class Store:
 
     def each_size(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """As `sizes`, one after the other: memory does not grow with their number."""
+        for entry in self._each(prefix):
+            yield entry["path"], entry["size"]
+
+    def written(self, prefix: str) -> dict[str, datetime]:
+        """Every key below the folder `prefix` with the time when it was written, by the clock of the service."""
+        return {entry["path"]: entry["last_modified"] for entry in self._each(prefix)}
+
+    def _each(self, prefix: str) -> Iterator[ObjectMeta]:
         prefix = checked_prefix(prefix)
         with self._translated(prefix):
             for batch in obstore.list(self._objects, f"{prefix}/" if prefix else None):
-                for entry in batch:
-                    yield entry["path"], entry["size"]
+                yield from batch
 
     def folders(self, prefix: str = "") -> Keys:
         """Names of the folders directly below `prefix`, sorted: one request, however much lies in them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +92,17 @@ def test_parts_are_known_until_what_they_made_expires(store: Store) -> None:
     assert output.complete and output.finished_parts() == {"one", "two"}
     store.delete(f"work/cells/{KEY}/values")
     assert output.finished_parts() == set()
+
+
+def test_old_parts_count_only_in_an_output_that_is_complete(tmp_path: Path) -> None:
+    output = StageOutput(Store.open(str(tmp_path)), "cells", KEY)
+    for name in ("old", "new"):
+        output.finish_part(name)
+    last_week = time.time() - 8 * 86400
+    os.utime(tmp_path / output.prefix / "parts" / "old", (last_week, last_week))
+    assert output.finished_parts() == {"new"}
+    output.commit()
+    assert output.finished_parts() == {"old", "new"}
 
 
 @dataclass(frozen=True, eq=False)
