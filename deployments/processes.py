@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pwd
 import signal
@@ -11,8 +12,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import SystemRandom
 
 LOOPBACK = "127.0.0.1"
+_PORTS = range(20_000, 32_768)
+"""Registered for few services, and below those that Linux, macOS and Windows give to connections by themselves."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -20,13 +24,28 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def free_ports(count: int) -> list[int]:
     """`count` different ports that are free on loopback now.
 
-    Another process may take one before it is used: whoever starts a service on them must be ready to try again.
+    None of those that the system gives to connections by itself: one of these would soon be taken again. Another
+    process may still take one before it is used: whoever starts a service on them must be ready to try again.
+
+    Raises
+    ------
+    OSError
+        Where there are not so many.
     """
+    ports: list[int] = []
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
+        for port in SystemRandom().sample(_PORTS, len(_PORTS)):
+            probe = socket.socket()
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                probe.close()
+                continue
+            held.enter_context(probe)
+            ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise OSError(errno.EADDRINUSE, f"{count} ports are not free from {_PORTS.start} to {_PORTS.stop - 1}")
 
 
 def port_is_free(port: int) -> bool:

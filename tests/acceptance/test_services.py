@@ -28,6 +28,7 @@ import pytest
 import tifffile
 from botocore.exceptions import ClientError
 
+from deployments.processes import free_ports
 from tests.acceptance.conftest import Cmseg, Outcome
 
 PORTS = ("CMSEG_S3_PORT", "CMSEG_POSTGRES_PORT", "CMSEG_MLFLOW_PORT", "CMSEG_PREFECT_PORT", "CMSEG_METRICS_PORT")
@@ -76,16 +77,6 @@ def known_to(site: Site) -> list[str]:
     """References of the models in the registry."""
     listed = site("models", "list", "--json").document()
     return [one["reference"] for one in listed["models"]]
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
 
 
 def soon(condition: Callable[[], bool], within: float = 120) -> None:

@@ -138,10 +138,19 @@ def test_an_absent_program_is_bad_input(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_free_ports_differ_and_can_be_bound() -> None:
     ports = processes.free_ports(20)
-    assert len(set(ports)) == 20
+    assert len(set(ports)) == 20 and max(ports) < 32768, "a connection of somebody could take it"
     for port in ports[:3]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+
+
+def test_ports_that_are_taken_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        (port,) = processes.free_ports(1)
+        taken.bind(("127.0.0.1", port))
+        monkeypatch.setattr(processes, "_PORTS", range(port, port + 1))
+        with pytest.raises(OSError, match="not free"):
+            processes.free_ports(1)
 
 
 def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
